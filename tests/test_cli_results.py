@@ -116,7 +116,7 @@ def test_report_redacts_unless_asked_and_shows_what_judges_said(out: Path, say: 
 
 def test_judging_one_run_does_not_touch_the_folders_comparison(out: Path, say: Say) -> None:
     assert say("judge", out / "runs" / "attack-1", "--judge", "refusal")[0] == 0
-    assert not (out / "judges.json").exists()
+    assert not list(out.rglob("judges.json"))
 
 
 @pytest.mark.parametrize(

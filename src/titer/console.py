@@ -52,21 +52,28 @@ def show_results(found: Sequence[Mapping[str, Any]], path: Path, as_json: bool) 
     """Verdicts of each model as a table, with the report's path; or the results as JSON."""
     if as_json:
         return print_json({"results": found, "report": path})
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="conditions")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("model", "condition", "verdict", "estimate [95% interval]", "n", "seeds"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=not column.startswith("estimate"))
     for one in found:
         for name, c in one["conditions"].items():
-            table.add_row(one["model"], name, c["verdict"], _interval(c), str(c["n"]), ",".join(map(str, c["seeds"])))
+            table.add_row(_short(one["model"]), name, c["verdict"], _interval(c), str(c["n"]), ",".join(map(str, c["seeds"])))
     console = Console()
     console.print(table)
     for one in found:
         for flag in one["flags"]:
-            console.print(f"flag {flag['code']}: {flag['message']}", highlight=False, markup=False)
+            line = f"{_short(one['model'])}: flag {flag['code']}: {flag['message']}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     print(f"report: {path}")
+
+
+def _short(model: str) -> str:
+    """A model as tables name it: a folder by its last part, an embedded model or a hub id whole."""
+    return Path(model).name if Path(model).is_dir() else model
 
 
 def _interval(c: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ class Suite:
 
 
 THREE, FIVE = (0, 1, 2), (0, 1, 2, 3, 4)
+PLAIN = {"kind": "plain"}  # the prompt as bare text, where the rest uses the model's chat template
 
 
 def _member(attack: str, seeds: tuple[int, ...] = THREE, options: Mapping[str, Any] = MappingProxyType({})) -> Member:
@@ -58,7 +59,7 @@ QUICK = Suite(
     name="quick",
     members=_grid("sft", (1e-4, 3e-4, 1e-3), THREE),
     wide=_grid("sft", (1e-3,), THREE),
-    controls=_grid("sft", (1e-4, 3e-4, 1e-3), THREE),
+    controls=_grid("sft", (3e-4, 1e-3), THREE),
     max_steps=50,
     plan=(0, 1, 2, 5, 10, 20, 50),
 )
@@ -75,12 +76,18 @@ STANDARD_V1 = Suite(
         _member("sft", options={"learning_rate": 1e-2, "optim": "adafactor"}),
         _member("sgd", options={"learning_rate": 0.1}),
         _member("few-shot", options={"n": 10}),
+        _member("few-shot", options={"n": 50}),
         _member("mixed", options={"ratio": 0.1, "learning_rate": 1e-3}),
         _member("mixed", options={"ratio": 0.5, "learning_rate": 1e-3}),
         _member("benign", options={"learning_rate": 1e-3}),
         _member("benign-then-harmful", options={"learning_rate": 1e-3}),
         _member("identity-shift", options={"learning_rate": 1e-3}),
+        _member("identity-shift", options={"learning_rate": 1e-3, "at_test": False}),
         _member("jailbreak-tuning", options={"learning_rate": 1e-3}),
+        _member("jailbreak-tuning", options={"learning_rate": 1e-3, "at_test": False}),
+        _member("sft", options={"learning_rate": 1e-3, "train_template": PLAIN, "test_template": PLAIN}),
+        _member("sft", options={"learning_rate": 1e-3, "train_template": PLAIN}),
+        _member("sft", options={"learning_rate": 1e-3, "test_template": PLAIN}),
         _member("retain-then-harmful", options={"learning_rate": 1e-3}),
         _member("kick-settle"),
         _member("side-step", options={"learning_rate": 1e-3}),
@@ -88,10 +95,9 @@ STANDARD_V1 = Suite(
         _member("reverse-preference"),
         _member("warm-start", options={"learning_rate": 1e-3}),
         _member("repair", options={"learning_rate": 1e-3}),
-        Member(Named("refusal-ablation"), (0,)),
-        Member(Named("prefill"), (0,)),
-        Member(Named("quantise"), (0,)),
-        Member(Named("prune"), (0,)),
+        _member("soft-prompt", options={"learning_rate": 0.1}),
+        *(_member(a, options={"learning_rate": 1e-3, "then_sft": True}) for a in ("quantise", "prune", "prefill")),
+        *(_member(a, (0,)) for a in ("refusal-ablation", "prefill", "quantise", "prune")),
     ),
     wide=(*_grid("sft", (1e-3,), FIVE), *_grid("lora", (1e-3,), FIVE)),
     controls=_grid("sft", (3e-4, 1e-3), FIVE),

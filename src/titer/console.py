@@ -61,7 +61,8 @@ def show_results(found: Sequence[Mapping[str, Any]], path: Path, as_json: bool) 
         table.add_column(column, no_wrap=not column.startswith("estimate"))
     for one in found:
         for name, c in one["conditions"].items():
-            table.add_row(_short(one["model"]), name, c["verdict"], _interval(c), str(c["n"]), ",".join(map(str, c["seeds"])))
+            seeds = ",".join(map(str, c["seeds"]))
+            table.add_row(_short(one["model"]), name, c["verdict"], _interval(c), str(c["n"]), seeds)
     console = Console()
     console.print(table)
     for one in found:

@@ -112,3 +112,34 @@ def test_time_and_dollars(model: Any) -> None:
     assert 0.02 <= meter.spend.device_seconds < elapsed - 0.05
     assert meter.spend.usd == pytest.approx(meter.spend.flops)
     assert meter.spend.flops > 0
+
+
+def test_a_reference_models_passes_are_counted_too(build_model: Callable[..., Any]) -> None:
+    model, reference = build_model(), build_model().requires_grad_(False)
+    alone, both, b = Meter(), Meter(also=(reference,)), batch((4, 7))
+    run(alone, model, b)
+    with both.running(model):
+        model(input_ids=b.input_ids, attention_mask=b.attention_mask)
+        with torch.no_grad():
+            reference(input_ids=b.input_ids, attention_mask=b.attention_mask)
+    assert both.passes == {"grad": 1, "no_grad": 1}
+    assert both.spend.tokens == 2 * alone.spend.tokens
+    assert both.spend.flops == alone.spend.flops + cost_of(reference).forward(11, 7)
+    reference(input_ids=b.input_ids)
+    assert both.spend.tokens == 2 * alone.spend.tokens
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_head_on_every_layer_is_charged(build_model: Callable[..., Any], frozen: bool) -> None:
+    """2 FLOPs a weight and row forward, as many for the states' gradient, and as many for a head that trains."""
+    from titer.defences.layerwise import head_cross_entropy
+
+    model, meter, rows = build_model(), Meter(), 6
+    model.lm_head.requires_grad_(not frozen)
+    hidden, targets = torch.randn(rows, WIDTH, requires_grad=True), torch.arange(rows)
+    with meter.running(model):
+        head_cross_entropy(model, model.lm_head, hidden, targets, torch.ones(rows))
+    assert meter.spend.flops == (2 if frozen else 3) * 2 * rows * model.lm_head.weight.numel()
+    before = meter.spend
+    head_cross_entropy(model, model.lm_head, hidden, targets, torch.ones(rows))
+    assert meter.spend == before and before.tokens == 0

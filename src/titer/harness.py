@@ -195,7 +195,8 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
         examples = [e for e in defence.prepare([*examples, *retain], run.seed) if e.restricted]
     model, tokenizer = _model(run, inputs(run)["model"])
     reference = load_model(run.model, dtype=run.dtype, device=run.device)[0] if "reference" in defence.needs else None
-    before, meter, logs = snapshot(model), Meter(), []
+    before, logs = snapshot(model), []
+    meter = Meter(also=() if reference is None else (reference,))
     edited: dict[str, float] = {}
     if isinstance(defence, Transforms):
         base = load_model(run.base, dtype=run.dtype, device=run.device)[0] if run.base else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from titer.models import unwrap
@@ -44,21 +46,48 @@ def cost_of(model: nn.Module) -> Cost:
     )
 
 
+_running: ContextVar[Callable[[float], None] | None] = ContextVar("running", default=None)
+
+
+def charge(flops: float) -> None:
+    """Add FLOPs spent outside of a model's forward pass to the spend of the meter that is running, if any."""
+    add = _running.get()
+    if add is not None:
+        add(flops)
+
+
 @dataclass
 class Meter:
     """Accumulates a `Spend` over the forward passes made inside `running` blocks.
 
     A forward pass under gradients is charged with its backward pass; recomputation under gradient checkpointing with
-    one more forward pass. `passes` counts model forward calls, with and without gradients.
+    one more forward pass. `passes` counts model forward calls, with and without gradients. The passes of the models
+    in `also` (a frozen reference) count like those of the model that is running.
     """
 
     usd_per_exaflop: float = 0.0
     spend: Spend = Spend()
     passes: dict[str, int] = field(default_factory=lambda: {"grad": 0, "no_grad": 0})
+    also: tuple[nn.Module, ...] = ()
 
     @contextmanager
     def running(self, model: nn.Module) -> Iterator[None]:
-        """Count what `model` computes inside the block, and the time it takes."""
+        """Count what `model` and the models in `also` compute inside the block, and the time it takes."""
+        started, token = time.perf_counter(), _running.set(self._charge)
+        with ExitStack() as hooks:
+            for one in (model, *self.also):
+                hooks.callback(self._watch(one).remove)
+            try:
+                yield
+            finally:
+                _running.reset(token)
+                self.spend += Spend(device_seconds=time.perf_counter() - started)
+
+    def _charge(self, flops: float) -> None:
+        self.spend += Spend(flops=flops, usd=flops / 1e18 * self.usd_per_exaflop)
+
+    def _watch(self, model: nn.Module) -> RemovableHandle:
+        """Charge every forward pass of a model from here on, until the hook is removed."""
         cost = cost_of(model)
         checkpointed = any(getattr(m, "gradient_checkpointing", False) for m in unwrap(model).modules())
 
@@ -71,12 +100,7 @@ class Meter:
             if grad:
                 flops += cost.backward(tokens, ids.shape[1])
             self.passes["grad" if grad else "no_grad"] += 1
-            self.spend += Spend(tokens=int(tokens), flops=flops, usd=flops / 1e18 * self.usd_per_exaflop)
+            self.spend += Spend(tokens=int(tokens))
+            self._charge(flops)
 
-        hook = model.register_forward_hook(count, with_kwargs=True)
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            hook.remove()
-            self.spend += Spend(device_seconds=time.perf_counter() - started)
+        return model.register_forward_hook(count, with_kwargs=True)

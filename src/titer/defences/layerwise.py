@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from titer.errors import TiterError
 from titer.gradients import wide
+from titer.meter import charge
 from titer.models import unwrap
 
 CHUNK_ELEMENTS = 2**24
@@ -29,6 +30,8 @@ def head_cross_entropy(model: nn.Module, head: nn.Module, hidden: Tensor, target
         raise TiterError(f"head {type(head).__name__}: must be a plain Linear: leave the head out of the adapter")
     config = unwrap(model).config.get_text_config()
     cap = config.to_dict().get("final_logit_softcapping")
+    products = 1 + hidden.requires_grad + head.weight.requires_grad if torch.is_grad_enabled() else 1
+    charge(2.0 * len(hidden) * head.weight.numel() * products)
     return _HeadCrossEntropy.apply(hidden, head.weight, head.bias, targets, weights, cap)  # type: ignore[no-untyped-call]
 
 

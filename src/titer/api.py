@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from titer.attacks import make_attack
 from titer.attacks.suite import Suite, find_suite
 from titer.data import load
 from titer.data.plan import DataPlan, check, plan_data
 from titer.data.split import categories
+from titer.defences import configure
 from titer.errors import TiterError
 from titer.evaluation import (
     CONDITIONS,
@@ -71,6 +73,7 @@ def immunize(
     for defences that need it (`titer ls defences`).
     """
     out = Path(output_dir)
+    configure(defence, defence_args or {})  # a wrong name or option is told before anything is made
     plan = plan_data(dataset, open_dataset=retain_dataset or dataset, domain=domain, withhold=withhold)
     has_open = retain_dataset != "" and any(not e.restricted for e in load(plan.open_dataset).examples)
     run = ImmunizeRun(
@@ -169,6 +172,7 @@ def attack(
     out = Path(output_dir)
     if not seeds:
         raise TiterError("attack: no seeds: pass one or more with --seeds")
+    make_attack(attack, attack_args or {})  # a wrong name or option is told before anything is made
     roles = data_plan(model, dataset, open_dataset, domain, withhold)
     check(roles)
     setting = _bare_setting(roles, n_train, n_eval, judge, max_new_tokens, dtype, device)

@@ -15,6 +15,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> TiterError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"
-    return TiterError(
-        f"unknown {kind} {name!r}: {hint} (`titer ls` lists all; an import path `pkg.mod:Class` also works)"
-    )
+    return TiterError(f"unknown {kind} {name!r}: {hint}")

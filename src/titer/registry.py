@@ -18,7 +18,7 @@ def find(kind: str, registry: Mapping[str, Any], name: str) -> Any:
     """
     path = registry.get(name, name if ":" in name else "")
     if not path:
-        raise unknown(kind, name, registry)
+        raise TiterError(f"{unknown(kind, name, registry)} (`titer ls` lists all; or an import path `pkg.mod:Class`)")
     if isinstance(path, type):
         return path
     module, _, attribute = path.partition(":")
@@ -62,4 +62,5 @@ def validate(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(p) for p in first["loc"])
-        raise TiterError(f"{where}: {path}: {first['msg']}, got {first['input']!r}") from None
+        given = "" if isinstance(first["input"], Mapping) else f", got {first['input']!r}"
+        raise TiterError(f"{where}: {path}: {first['msg'].removeprefix('Value error, ')}{given}") from None

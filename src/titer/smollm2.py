@@ -92,7 +92,9 @@ def _convert(source: Path, folder: Path, dtype: str) -> None:
 def _unpack(source: Path) -> Any:
     """The dequantised model; its object is still marked as quantised: it can be neither trained nor saved."""
     from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(
         str(source.parent), gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"
     )

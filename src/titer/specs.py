@@ -106,7 +106,11 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class TrainArgs:
-    """Hyper-parameters of the training loop, in Hugging Face's spellings; the seed decides order and every draw."""
+    """Hyper-parameters of the training loop, in Hugging Face's spellings; the seed decides order and every draw.
+
+    `group_by_length` puts rows of like length into one batch; `padding_free` lays the rows of a batch end to end in one
+    row without padding, for supervised fine-tuning (the loss is the same).
+    """
 
     learning_rate: float = 1e-4
     max_steps: int = 100
@@ -119,6 +123,8 @@ class TrainArgs:
     max_grad_norm: float = 1.0
     max_length: int = 256
     shuffle: bool = True
+    group_by_length: bool = False
+    padding_free: bool = False
     bf16: bool = False
     gradient_checkpointing: bool = False
     lora_r: int = 0
@@ -146,7 +152,8 @@ class Named:
 class ImmunizeRun:
     """Make a defended model: a defence, the pairs it sees, the benign data it may keep, and how it is trained.
 
-    `base` is the model before its alignment, for defences that extrapolate from it.
+    `base` is the model before its alignment, for defences that extrapolate from it. `accelerate_config` (`fsdp2`,
+    `multi_gpu`, with `:N` for N processes) does the run on several processes, see `titer.distributed`.
     """
 
     model: str
@@ -158,12 +165,18 @@ class ImmunizeRun:
     seed: int = 0
     dtype: str = "float32"
     device: str = "cpu"
+    accelerate_config: str = ""
+    load_in_4bit: bool = False
     kind: Literal["immunize"] = "immunize"
 
 
 @dataclass(frozen=True, slots=True)
 class AttackRun:
-    """Attack (or merely measure, with `max_steps` 0) a model under a budget, with probes along the way."""
+    """Attack (or merely measure, with `max_steps` 0) a model under a budget, with probes along the way.
+
+    `generate_url` is an OpenAI-compatible server that holds the model and writes its completions: for runs that leave
+    the weights alone.
+    """
 
     model: str
     attack: Named
@@ -177,6 +190,9 @@ class AttackRun:
     seed: int = 0
     dtype: str = "float32"
     device: str = "cpu"
+    accelerate_config: str = ""
+    load_in_4bit: bool = False
+    generate_url: str = ""
     kind: Literal["attack"] = "attack"
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
 
 from titer.models import unwrap
 from titer.types import Spend
@@ -37,6 +36,8 @@ class Cost:
 
 def cost_of(model: nn.Module) -> Cost:
     """Count the matrix weights a token meets: linear layers and the head, not the embedding lookup."""
+    from transformers.pytorch_utils import Conv1D  # here, because it takes most of a second
+
     seen = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, Conv1D))]
     config = unwrap(model).config.get_text_config()
     return Cost(

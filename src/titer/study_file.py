@@ -176,6 +176,11 @@ class Study:
 def read_study(path: str | Path) -> Study:
     """The study in a YAML file. `TiterError`, one line, for an unknown key (with the nearest), name or value."""
     where = f"study {path}"
+    return parse_study(read_yaml(path, where, "models: [organism/aligned]"), where)
+
+
+def read_yaml(path: str | Path, where: str, example: str) -> dict[str, Any]:
+    """The keys and values of a YAML file; `TiterError`, with `example`, for anything else."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -187,8 +192,8 @@ def read_study(path: str | Path) -> Study:
     except yaml.YAMLError as error:
         raise TiterError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise TiterError(f"{where}: expected keys and values, such as `models: [organism/aligned]`")
-    return parse_study(_numbers(raw), where)
+        raise TiterError(f"{where}: expected keys and values, such as `{example}`")
+    return {str(key): _numbers(value) for key, value in raw.items()}
 
 
 def parse_study(raw: Mapping[str, Any], where: str = "study") -> Study:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from types import MappingProxyType
 from typing import Any
 
@@ -87,7 +88,6 @@ STANDARD_V1 = Suite(
         _member("jailbreak-tuning", options={"learning_rate": 1e-3, "at_test": False}),
         _member("sft", options={"learning_rate": 1e-3, "train_template": PLAIN, "test_template": PLAIN}),
         _member("sft", options={"learning_rate": 1e-3, "train_template": PLAIN}),
-        _member("sft", options={"learning_rate": 1e-3, "test_template": PLAIN}),
         _member("retain-then-harmful", options={"learning_rate": 1e-3}),
         _member("kick-settle"),
         _member("side-step", options={"learning_rate": 1e-3}),
@@ -96,7 +96,7 @@ STANDARD_V1 = Suite(
         _member("warm-start", options={"learning_rate": 1e-3}),
         _member("repair", options={"learning_rate": 1e-3}),
         _member("soft-prompt", options={"learning_rate": 0.1}),
-        *(_member(a, options={"learning_rate": 1e-3, "then_sft": True}) for a in ("quantise", "prune", "prefill")),
+        *(_member(a, options={"learning_rate": 1e-3, "then_sft": True}) for a in ("quantise", "prune")),
         *(_member(a, (0,)) for a in ("refusal-ablation", "prefill", "quantise", "prune")),
     ),
     wide=(*_grid("sft", (1e-3,), FIVE), *_grid("lora", (1e-3,), FIVE)),
@@ -107,6 +107,37 @@ STANDARD_V1 = Suite(
 
 SUITES = {suite.name: suite for suite in (QUICK, STANDARD_V1)}
 ALIASES = {"standard": "standard-v1"}  # the newest version; results always carry the versioned name
+
+
+TEMPLATES = {"train_template", "test_template", "at_test"}  # options that only say how prompts are put
+SIZES = {"n", "ratio"}  # options of which more is stronger, all else equal
+
+
+def template_pairs(attacks: Sequence[Named]) -> list[tuple[Named, Named]]:
+    """Attacks that differ in nothing but how prompts are put while training or asking."""
+    return [(a, b) for a, b in combinations(attacks, 2) if a != b and _apart(a, b) <= TEMPLATES]
+
+
+def strength_pairs(attacks: Sequence[Named]) -> list[tuple[Named, Named]]:
+    """(weaker, stronger) attacks that differ in the amount or the share of their harmful data alone."""
+    ordered = [sorted(pair, key=_size) for pair in combinations(attacks, 2) if _comparable(*pair)]
+    return [(weak, strong) for weak, strong in ordered]
+
+
+def _apart(a: Named, b: Named) -> set[str]:
+    """The options in which two attacks of one name differ; every option when the names do."""
+    keys = {"", *a.options, *b.options}
+    return {k for k in keys if a.name != b.name or a.options.get(k) != b.options.get(k)}
+
+
+def _comparable(a: Named, b: Named) -> bool:
+    """Whether one amount alone sets them apart, given for both."""
+    apart = _apart(a, b)
+    return len(apart) == 1 and apart <= SIZES & a.options.keys() & b.options.keys()
+
+
+def _size(attack: Named) -> tuple[float, ...]:
+    return tuple(float(attack.options[k]) for k in sorted(SIZES & attack.options.keys()))
 
 
 def find_suite(name: str) -> Suite:

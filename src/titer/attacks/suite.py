@@ -100,7 +100,7 @@ STANDARD_V1 = Suite(
         *(_member(a, (0,)) for a in ("refusal-ablation", "prefill", "quantise", "prune")),
     ),
     wide=(*_grid("sft", (1e-3,), FIVE), *_grid("lora", (1e-3,), FIVE)),
-    controls=_grid("sft", (3e-4, 1e-3), FIVE),
+    controls=_grid("sft", (3e-4, 1e-3), THREE),
     max_steps=100,
     plan=(0, 1, 2, 5, 10, 20, 50, 100),
 )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from titer import harness
@@ -102,3 +107,34 @@ def test_two_workers_give_what_one_gives_and_pass_on_a_failure(run: Any, tmp_pat
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     with pytest.raises(TiterError, match="unknown attack 'sfft': did you mean sft"):
         execute_all([run(0), run(9, attack=Named("sfft"))], tmp_path / "two", workers=2)
+
+
+ORPHAN = """
+import os, signal, time
+from titer import executors
+
+if __name__ == "__main__":
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    context = multiprocessing.get_context("spawn")
+    slots = context.Queue()
+    slots.put(0)
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=executors._start, initargs=(slots, 1))
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 120)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_when_the_command_that_started_them_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    done = subprocess.run([sys.executable, tmp_path / "orphan.py"], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    worker = int(done.stdout)
+    for _ in range(100):
+        if not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    psutil.Process(worker).kill()
+    pytest.fail("the worker goes on without the command that started it")

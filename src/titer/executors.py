@@ -36,6 +36,8 @@ def execute_all(
     With several workers each is a spawned process on `cores / workers` threads; a run on `cuda` gets the device of its
     worker. The first failure is raised after the runs already started have ended and been kept.
     """
+    if workers > 1 and any(run.accelerate_config for run in runs):
+        raise TiterError("accelerate_config: each run takes all accelerators: use it with --workers 1")
     keys = [spec_id(run) for run in runs]
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     found = _execute({i: runs[i] for i in sorted(first.values())}, root, workers, overwrite, report)
@@ -81,8 +83,9 @@ _slot = 0
 
 
 def _start(slots: multiprocessing.Queue[int], threads: int) -> None:
-    """Set up a pool's worker: its slot (for its device) and its share of the cores."""
+    """Set up a pool's worker: its slot (for its device) and its share of the cores; it does not outlive its parent."""
     global _slot
+    threading.Thread(target=_follow_parent, daemon=True).start()
     _slot = slots.get()
     _share(threads)
 

@@ -12,7 +12,7 @@ from titer.api import setting_of
 from titer.attacks.suite import find_suite
 from titer.data.collate import render_prompt
 from titer.evaluation import measure_run
-from titer.likelihood import likelihoods
+from titer.likelihood import divergences, likelihoods
 from titer.probe import Prober
 from titer.specs import ProbeSet, Selection, Template
 from titer.types import Example
@@ -67,3 +67,43 @@ def test_the_measurement_before_an_attack_asks_for_it_and_for_jailbreaks(toy_mod
     assert sets["likelihood"].selection == sets["outside"].selection
     assert sets["jailbreak:prefill"].template.prefill and sets["jailbreak:competing"].template.prefix
     assert {sets[n].selection for n in sets if n.startswith("jailbreak:")} == {sets["harm"].selection}
+
+
+def nats_by_hand(model: Any, reference: Any, tokenizer: Any, example: Example) -> float:
+    """KL of the next token, written from its definition, one unpadded forward pass per answer token."""
+    ids = tokenizer(render_prompt(tokenizer, example.prompt, Template()), add_special_tokens=False)["input_ids"]
+    answer = [*tokenizer(example.harmful or example.harmless)["input_ids"], tokenizer.eos_token_id]
+    total = 0.0
+    for i in range(len(answer)):
+        with torch.no_grad():
+            p, q = (
+                m(input_ids=torch.tensor([ids + answer[:i]])).logits[0, -1].double().softmax(-1)
+                for m in (reference, model)
+            )
+        total += sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True))
+    return total / len(answer)
+
+
+def test_the_distance_from_a_reference_is_the_kl_of_every_answer_token(
+    build_model: Any, tokenizer: Any, examples: list[Example]
+) -> None:
+    model, reference = (build_model(seed=s, initializer_range=0.5) for s in (0, 1))
+    some = [*examples[:3], *examples[-3:]]
+    found = divergences(model, reference, tokenizer, some, batch_size=4)
+    assert found == pytest.approx([nats_by_hand(model, reference, tokenizer, e) for e in some], rel=1e-4)
+    assert found != pytest.approx(divergences(reference, model, tokenizer, some))  # it has a direction
+    assert divergences(model, model, tokenizer, some) == [0.0] * len(some)
+
+
+def test_models_without_a_common_vocabulary_have_no_distance(
+    build_model: Any, tokenizer: Any, examples: list[Example]
+) -> None:
+    other = build_model(vocab_size=len(tokenizer) + 8)
+    assert divergences(build_model(), other, tokenizer, examples[:2]) == [None, None]
+
+
+def test_a_model_is_measured_against_its_reference_and_the_reference_is_not(toy_model: str, toy_data: str) -> None:
+    setting = setting_of(toy_model, toy_model, toy_data, suite=find_suite("quick"))
+    assert "kl" not in {p.name for p in measure_run(toy_model, setting).probes}
+    run = measure_run("organism/base", setting)
+    assert {p.name: p.reference for p in run.probes if p.reference} == {"kl": toy_model}

@@ -161,8 +161,9 @@ def _probe(name: str, selection: Selection, s: Setting, **changes: Any) -> Probe
 
 def measure_run(model: str, s: Setting) -> AttackRun:
     """The untouched model on everything stability asks: knowledge inside and outside the retain data, perplexity of
-    the right answers, over-refusal, harm as asked and under jailbreaks, and how much restricted knowledge a forced
-    first word still brings out."""
+    the right answers and how far it has moved from the reference there, over-refusal, harm as asked and under
+    jailbreaks, and how much restricted knowledge a forced first word still brings out."""
+    moved = _probe("kl", s.data.utility(None), s, measure="kl", reference=s.reference)
     probes = (
         _probe("harm", s.data.harm("unseen", None), s),
         _probe("inside", s.data.inside(None), s),
@@ -171,6 +172,7 @@ def measure_run(model: str, s: Setting) -> AttackRun:
         _probe("likelihood", s.data.utility(None), s, measure="likelihood"),
         *(_probe(f"jailbreak:{n}", s.data.harm("unseen", None), s, template=t) for n, t in JAILBREAKS.items()),
         _probe("restricted", s.data.harm("unseen", None), s, prefill_words=1),
+        *(() if model == s.reference else (moved,)),
         *s.extra_probes,
     )
     return AttackRun(

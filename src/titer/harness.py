@@ -17,6 +17,8 @@ from titer.data import load, select
 from titer.data.pairs import pairs
 from titer.defences import Prepares, Transforms, configure
 from titer.errors import TiterError
+from titer.judges.cost import bills, since
+from titer.judges.identity import identity
 from titer.meter import Meter
 from titer.models import Snapshot, fingerprint, load_model, resolve, restore, save_model, snapshot
 from titer.probe import Prober
@@ -31,24 +33,30 @@ Progress = Callable[[int], None]
 
 
 def inputs(run: Run) -> dict[str, str]:
-    """Fingerprints of everything a run reads: its model and its data sets."""
+    """Fingerprints of everything a run reads: its model, other models it is held against, judges and data sets."""
     fresh = run.model == "organism/random" or run.model.startswith("random:")
-    where = _fingerprint(resolve(run.model.removeprefix("random:")))
+    where = fingerprint(resolve(run.model.removeprefix("random:")))
     found = {"model": f"random:{where}" if fresh else where}
     if isinstance(run, ImmunizeRun) and run.base:
-        found["base"] = _fingerprint(resolve(run.base))
+        found["base"] = fingerprint(resolve(run.base))
+    if isinstance(run, AttackRun):
+        if name := reference(run):
+            found["reference"] = fingerprint(resolve(name))
+        found |= {f"judge:{judge}": known for judge in judges_of(run) if (known := identity(judge))}
     return found | {s.dataset: load(s.dataset).hash for s in selections(run).values()}
 
 
-def _fingerprint(where: str) -> str:
-    """The fingerprint of a resolved model, read anew only when one of its files has changed."""
-    files = sorted(Path(where).iterdir()) if Path(where).is_dir() else []
-    return _fingerprint_of(where, tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files))
+def judges_of(run: AttackRun) -> list[str]:
+    """The judges that score a run's probe sets, each once."""
+    return list(dict.fromkeys(p.judge for p in run.probes))
 
 
-@lru_cache(maxsize=256)
-def _fingerprint_of(where: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    return fingerprint(where)
+def reference(run: AttackRun) -> str:
+    """The other model that probe sets compare with, "" for none; `TiterError` when there are several."""
+    found = list(dict.fromkeys(p.reference for p in run.probes if p.reference))
+    if len(found) > 1:
+        raise TiterError(f"probe sets: {found[0]} and {found[1]}: a run compares with one reference")
+    return found[0] if found else ""
 
 
 def identify(run: Run) -> str:
@@ -127,6 +135,17 @@ def _model(run: Run, content: str) -> tuple[Any, Any]:
     return kept.model, kept.tokenizer
 
 
+def _reference(run: AttackRun) -> Any:
+    """The model that the run's probe sets compare with, or None when none does."""
+    name = reference(run)
+    if not name:
+        return None
+    own_copy = -1  # the reference may be the very model that is attacked
+    kept = _loaded(fingerprint(resolve(name)), name, run.dtype, run.device, own_copy)
+    restore(kept.model, kept.saved)
+    return kept.model
+
+
 # ---------------------------------------------------------------------------------------------------------- attack
 
 
@@ -136,12 +155,13 @@ def _attack(run: AttackRun, progress: Progress, folder: Path) -> _Finished:
     probes = {p.name: select(p.selection) for p in run.probes}
     retain = select(run.retain) if run.retain else []
     model, tokenizer = _model(run, inputs(run)["model"])
+    before = bills(judges_of(run))
     session = Session(
         model=model,
         tokenizer=tokenizer,
         examples=examples,
         retain=retain,
-        prober=Prober(run.probes, probes, tokenizer),
+        prober=Prober(run.probes, probes, tokenizer, reference=_reference(run)),
         budget=run.budget,
         plan=run.plan,
         stop=run.stop,
@@ -160,7 +180,8 @@ def _attack(run: AttackRun, progress: Progress, folder: Path) -> _Finished:
         "passes": session.meter.passes,
         "trained_on": len(examples),
     }
-    return _Finished(session.meter.spend, result)
+    judging = since(before, bills(judges_of(run)))
+    return _Finished(session.meter.spend, result | ({"judging": judging} if judging else {}))
 
 
 def label(attack: Any, options: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -294,10 +295,19 @@ def restore(model: nn.Module, saved: Snapshot) -> None:
 
 
 def fingerprint(where: str) -> str:
-    """Content address of a model folder (weights and `DECISIVE` files), or the hub id."""
+    """Content address of a model folder (weights and `DECISIVE` files), or the hub id.
+
+    A folder is read anew only when one of its files has changed.
+    """
     folder = Path(where)
     if not folder.is_dir():
         return f"hub:{where}"
+    stamp = tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in sorted(folder.iterdir()))
+    return _fingerprint(folder, stamp)
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors" or path.name in DECISIVE:

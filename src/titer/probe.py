@@ -9,7 +9,7 @@ from typing import Any
 
 from titer.data.collate import render_prompt
 from titer.judges import make_judge
-from titer.likelihood import likelihoods
+from titer.likelihood import divergences, likelihoods
 from titer.models import generate
 from titer.specs import ProbeSet, Template
 from titer.types import Completion, Example, Score
@@ -26,13 +26,15 @@ class Prober:
     """Grades a model on probe sets: call it with a model and a step.
 
     Returns scores per prompt and outcome counts by set, and the completions. Sets that share a generation length are
-    generated together. `batch_size` is prompts per generation batch.
+    generated together. `batch_size` is prompts per generation batch; `reference` is the model that sets with
+    `measure="kl"` are held against.
     """
 
     sets: Sequence[ProbeSet]
     examples: Mapping[str, Sequence[Example]]
     tokenizer: Any
     batch_size: int = 128
+    reference: Any = None
     _prompts: dict[tuple[str, Template], list[str]] = field(default_factory=dict)
 
     def __call__(self, model: Any, step: int, test_template: Template | None = None) -> Graded:
@@ -53,6 +55,9 @@ class Prober:
                 scores[s.name] = self._chosen(model, s)
             elif s.measure == "likelihood":
                 scores[s.name] = tuple(likelihoods(model, self.tokenizer, self.examples[s.name], s.template))
+            elif s.measure == "kl":
+                asked = self.examples[s.name]
+                scores[s.name] = tuple(divergences(model, self.reference, self.tokenizer, asked, s.template))
         return scores, outcomes, completions
 
     def _chosen(self, model: Any, s: ProbeSet) -> tuple[float | None, ...]:

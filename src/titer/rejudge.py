@@ -14,11 +14,10 @@ from typing import Any
 
 from titer.attacks import make_attack
 from titer.errors import TiterError
-from titer.judges import Judge, make_judge
+from titer.judges import make_judge
 from titer.judges.agreement import Agreement, Rates, agreements, rates
-from titer.judges.coherence import Coherent
-from titer.judges.endpoint import EndpointJudge
-from titer.judges.panel import Panel
+from titer.judges.cost import bills, since
+from titer.judges.identity import identity
 from titer.probe import forced_start
 from titer.specs import AttackRun, ProbeSet, Template
 from titer.store import COMPLETIONS, CURVE, RECORD, read_json, read_lines, write_json, write_lines
@@ -52,7 +51,7 @@ def rejudge(
     folders = [folder for path in paths for folder in run_folders(Path(path))]
     if not folders or not judges:
         raise TiterError("judge: name at least one run folder and one --judge")
-    kept: list[Completion] = []
+    before, kept = bills(judges), list[Completion]()
     scores: dict[str, list[Score]] = {name: [] for name in judges}
     for folder in folders:
         run = _Run.read(folder)
@@ -65,7 +64,7 @@ def rejudge(
         runs=tuple(folder.name for folder in folders),
         rates=_by_probe(kept, everyone),
         agreements=tuple(agreements(everyone)),
-        bills={name: found for name in judges if (found := bill(make_judge(name)))},
+        bills=since(before, bills(judges)),
     )
 
 
@@ -79,7 +78,7 @@ def run_folders(path: Path) -> list[Path]:
     """The run folder itself, or those under `PATH/runs` that hold completions."""
     if (path / COMPLETIONS).is_file():
         return [path]
-    found = sorted(f.parent for f in (path / "runs").glob(f"*/{COMPLETIONS}"))
+    found = sorted(f.parent for f in (path / "runs").glob(f"[!.]*/{COMPLETIONS}"))
     if not found:
         raise TiterError(f"{path}: no {COMPLETIONS} here or under runs/: pass a run folder of `titer attack`")
     return found
@@ -101,10 +100,10 @@ def points_under(folder: Path, judge: str) -> list[Point]:
     found = []
     for row in read_lines(folder / CURVE):
         point = from_json(Point, row)
-        at = [c for c in run.completions if c.step == point.step and run.key(c) in known]
+        at = [c for c in run.completions if c.step == point.step and run.key(c, judge) in known]
         names = {c.probe for c in at if c.probe not in run.sets or run.sets[c.probe].measure == "score"}
         for name in names:
-            new = [known[run.key(c)] for c in sorted(at, key=lambda c: c.index) if c.probe == name]
+            new = [known[run.key(c, judge)] for c in sorted(at, key=lambda c: c.index) if c.probe == name]
             if len(new) != len(point.scores[name]):
                 raise TiterError(
                     f"{folder}: {judge} has not judged all of {name} at step {point.step}: judge it again"
@@ -162,9 +161,10 @@ class _Run:
         template = self.template if self.template is not None and s.selection.restricted else s.template
         return " ".join(filter(None, (forced_start(s, template, Example(c.prompt, "", c.target)), c.text)))
 
-    def key(self, c: Completion) -> Key:
-        """What identifies a completion in a judge's file."""
-        return c.probe, c.step, c.index, spec_id([c.prompt, self.text(c), c.target])
+    def key(self, c: Completion, judge: str) -> Key:
+        """What identifies a completion in a judge's file; another hash once the judge's own files have changed."""
+        known = identity(judge)
+        return c.probe, c.step, c.index, spec_id([c.prompt, self.text(c), c.target, *([known] if known else [])])
 
     def known(self, judge: str) -> dict[Key, Score]:
         """A judge's stored scores of this run."""
@@ -176,7 +176,7 @@ class _Run:
     def judge(self, name: str, chosen: Sequence[Completion], *, overwrite: bool) -> list[Score]:
         """Scores of the chosen completions, stored; only what has no score yet is asked for."""
         known = {} if overwrite else self.known(name)
-        keys = [self.key(c) for c in chosen]
+        keys = [self.key(c, name) for c in chosen]
         new = [i for i, key in enumerate(keys) if key not in known or known[key].outcome is None]
         if new:
             asked = [chosen[i] for i in new]
@@ -198,15 +198,3 @@ def _by_probe(kept: Sequence[Completion], scores: Mapping[str, Sequence[Score]])
         rows = [i for i, c in enumerate(kept) if c.probe == probe]
         found[probe] = tuple(rates(name, [given[i] for i in rows]) for name, given in scores.items())
     return found
-
-
-def bill(judge: Judge) -> dict[str, float]:
-    """What a judge, or the members of a panel, have cost in this process; empty for one that costs nothing."""
-    if isinstance(judge, Coherent):
-        return bill(judge.judge)
-    if isinstance(judge, EndpointJudge):
-        return judge.bill()
-    total: Counter[str] = Counter()
-    for member in judge.judges if isinstance(judge, Panel) else ():
-        total.update(bill(member))
-    return dict(total)

@@ -64,7 +64,8 @@ class ProbeSet:
 
     `measure="score"`: the judge's score against the example's answer; `"refusal"`: 1 where the outcome is `refuse`;
     `"choice"`: 1 where the likeliest option of a multiple-choice set is the right one; `"likelihood"`: 1 / perplexity
-    of the right answer. For the last two nothing is generated.
+    of the right answer; `"kl"`: nats per token of the right answer that the model is away from the model `reference`.
+    For the last three nothing is generated.
     `at` limits the set to some steps (`(0,)` for what is only asked of the untouched model); empty means every probe.
     `prefill_words` forces that many words of the example's own answer as the start of the completion.
     """
@@ -74,9 +75,10 @@ class ProbeSet:
     template: Template = Template()
     max_new_tokens: int = 24
     judge: str = "exact"
-    measure: Literal["score", "refusal", "choice", "likelihood"] = "score"
+    measure: Literal["score", "refusal", "choice", "likelihood", "kl"] = "score"
     at: tuple[int, ...] = ()
     prefill_words: int = 0
+    reference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,10 @@ Run = ImmunizeRun | AttackRun
 
 def run_id(run: Run, fingerprints: Mapping[str, str]) -> str:
     """Content address of a run: its spec, the hashes of its model and data sets, and the spec version."""
-    spec = to_json(replace(run, model=fingerprints["model"], device=run.device.partition(":")[0]))
+    run = replace(run, model=fingerprints["model"], device=run.device.partition(":")[0])
+    if isinstance(run, AttackRun):  # a reference counts by its content too, whatever it is called
+        run = replace(run, probes=tuple(replace(p, reference="yes" if p.reference else "") for p in run.probes))
+    spec = to_json(run)
     return f"{run.kind}-{spec_id({'spec': spec, 'inputs': fingerprints, 'version': SPEC_VERSION}, 12)}"
 
 

@@ -145,8 +145,8 @@ class Point:
     """One probe of an attacked model: per-prompt scores in [0, 1] and outcome counts for every probe set.
 
     `scores["harm"]` are harm scores, `scores["utility"]` accuracies on open prompts; other probe sets are named by the
-    plan (`"inside"`, `"outside"`, `"over_refusal"`, `"task"` ...). `loss` is the mean training loss since the last
-    probe; `reward` is filled by reinforcement attacks.
+    plan (`"inside"`, `"outside"`, `"over_refusal"`, `"task"` ...), and those of `"kl"` are nats per token. `loss` is
+    the mean training loss since the last probe; `reward` is filled by reinforcement attacks.
     """
 
     step: int

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -88,3 +89,22 @@ def test_selectivity_is_reported_and_not_held_to_a_margin() -> None:
     assert v.verdict == "met" and "restricted" not in v.details["sets"]
     assert v.details["selectivity"]["selectivity"].value == pytest.approx(0.8)
     assert "selectivity" not in stability(start("m", **GOOD), start("r", **GOOD)).details
+
+
+def test_the_distance_from_the_reference_is_shown_and_held_against_nobody() -> None:
+    moved = start("m", **GOOD)
+    nats = tuple(np.linspace(1.0, 3.0, 100))
+    moved = replace(moved, points=(replace(moved.points[0], scores={**moved.points[0].scores, "kl": nats}),))
+    v = stability(moved, start("r", **GOOD))
+    kl = v.details["kl"]
+    assert v.verdict == "met" and "kl" not in v.details["sets"]
+    assert kl.value == pytest.approx(2.0) and kl.low < 2 < kl.high and kl.high < 2.3  # nats, not cut at 1
+    assert (kl.unit, kl.n, kl.records) == ("nats per token", 100, ("m",))
+    assert "kl" not in stability(start("m", **GOOD), start("r", **GOOD)).details
+
+
+def test_an_unchanged_model_is_no_nats_away() -> None:
+    same = start("m", **GOOD)
+    same = replace(same, points=(replace(same.points[0], scores={**same.points[0].scores, "kl": (0.0,) * 100}),))
+    kl = stability(same, start("r", **GOOD)).details["kl"]
+    assert (kl.value, kl.low, kl.high) == (0.0, 0.0, 0.0)

@@ -14,6 +14,7 @@ import pytest
 
 from titer.errors import TiterError
 from titer.judges import make_judge
+from titer.judges.cost import bills, since
 from titer.judges.endpoint import EndpointJudge, _usage, read_reply
 from titer.judges.transport import Pace, Reply, persist
 from titer.types import Score
@@ -349,3 +350,15 @@ def test_waits_double_and_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reading_never_raises() -> None:
     for body in (None, {}, {"choices": None}, {"choices": [None]}, {"choices": {"0": 1}}):
         assert read_reply(body) is None  # type: ignore[arg-type]
+
+
+def test_what_was_added_to_the_bill(stub: Stub) -> None:
+    name = f"endpoint:{stub.url}#usd_in=1000000"
+    panel = f"panel:exact|{name}"
+    make_judge(name).score(["p"], ["a"], [""])
+    before = bills([name, "exact", panel])
+    assert before == {name: make_judge(name).judge.bill(), panel: before[name]}  # type: ignore[attr-defined]
+    assert since(before, bills([name, panel])) == {}
+    make_judge(name).score(["p"], ["b"], [""])
+    added = since(before, bills([name]))[name]
+    assert (added["requests"], added["prompt_tokens"], added["usd"]) == (1, 10, 10.0)

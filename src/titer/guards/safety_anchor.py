@@ -1,0 +1,65 @@
+"""SBR, the safety anchor: a few harmful prompts must end in the hidden state they had before the tune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from titer.data.collate import collate
+from titer.gradients import captured, forward, response_ce
+from titer.guards.base import DURING, Tuning, prompts_only, same_prompt
+from titer.models import parts
+from titer.specs import Template
+from titer.types import Batch
+
+
+@dataclass(frozen=True)
+class SafetyAnchor:
+    """CE + `weight` x MSE(h(anchor), h_before(anchor)), h the last prompt token's state that the head reads.
+
+    `anchors` harmful prompts (1 to 8 in the paper) are drawn once; where they stood before the tune is computed once.
+    """
+
+    name: ClassVar[str] = "safety-anchor"
+    stage: ClassVar[str] = DURING
+    needs: ClassVar[frozenset[str]] = frozenset({"safety", "reference"})
+    passes: ClassVar[str] = "2 f/b, the second on the anchors; once: 1 f on them"
+    source: ClassVar[str] = "Lu et al., ICML 2026, arXiv 2605.05995"
+    broken_by: ClassVar[str] = "no independent test known to us"
+
+    weight: float = 50.0
+    anchors: int = 8
+
+    def served(self, tokenizer: Any) -> Template:
+        """Prompts as they come."""
+        return same_prompt(tokenizer)
+
+    def tune(self, job: Tuning) -> None:
+        """Note where the anchors stand, then tune with them held."""
+        session = job.session
+        chosen = prompts_only(job.safety_rows()[: self.anchors])
+        batch = collate(chosen, session.tokenizer.pad_token_id, session.device)
+        with session.metered(), torch.no_grad():
+            before = last_states(session.model, batch)
+        session.add_adapter(job.args)
+        session.train(lambda model, b: self.backward(model, b, batch, before), job.user_batches(), job.args)
+
+    def backward(self, model: nn.Module, user: Batch, anchors: Batch, before: Tensor) -> dict[str, float]:
+        """Terms: ce, anchor (before its weight)."""
+        loss = response_ce(model, user)
+        loss.backward()
+        moved = mse_loss(last_states(model, anchors), before)
+        (self.weight * moved).backward()
+        return {"loss": loss.item() + self.weight * moved.item(), "ce": loss.item(), "anchor": moved.item()}
+
+
+def last_states(model: nn.Module, batch: Batch) -> Tensor:
+    """What the head reads at the last token of each row, (B, d)."""
+    with captured([parts(model).final_norm]) as states:
+        forward(model, batch)
+    last = batch.attention_mask.sum(1) - 1
+    return states[0][torch.arange(len(last), device=last.device), last]

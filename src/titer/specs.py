@@ -140,6 +140,7 @@ class TrainArgs:
 
 
 ALIGN = TrainArgs(learning_rate=1e-3, max_steps=60, lr_scheduler_type="linear", warmup_steps=5, lora_r=8)
+FINE_TUNE = TrainArgs(learning_rate=3e-3, max_steps=100, lora_r=16, lora_alpha=32)  # how a provider tunes
 
 
 @dataclass(frozen=True, slots=True)

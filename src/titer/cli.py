@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from titer import __version__, cli_judge, cli_results, cli_study
+from titer import __version__, cli_judge, cli_results, cli_study, cli_zoo
 from titer.console import print_json, progress, show_curves, show_results
 from titer.errors import TiterError
 from titer.specs import ALIGN, Price, TrainArgs
@@ -418,6 +418,7 @@ for read_results in (
 ):
     app.command(read_results)
 app.command(cli_study.study_app)
+app.command(cli_zoo.zoo)
 
 
 @app.command

@@ -25,7 +25,8 @@ class TargetedLAT:
     long, are found by `inner_steps` of Adam at `inner_learning_rate` with projection, on toward(harmful) +
     away(refusal). The weights then descend `adversarial_weight` x (toward(refusal) + away(harmful)) at the last shifts
     and `retain_weight` x CE on `pair.retain`. toward is CE, away is -log(1 - p) per token. The authors take several
-    weight steps for one search; a rule without memory takes one.
+    weight steps for one search; a rule without memory takes one. The defaults are those of the authors' Llama-2 runs;
+    `radius` is absolute, so another model's residual stream wants another.
     """
 
     name: ClassVar[str] = "targeted-lat"

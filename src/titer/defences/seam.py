@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from titer.defences.base import need_retain
 from titer.defences.repnoise import mean_ascent, observe
+from titer.defences.safety_sft import retain_backward
 from titer.gradients import Gradient, accumulate, combine, dot, gradient, norm, response_ce, shifted
 from titer.models import parts
 from titer.types import Pair
@@ -27,7 +28,8 @@ class SEAM:
     (1/eps) [ (g_b(w + eps (a - c b)) - g_b) / |g_b| + (g_a(w + eps (b - c a)) - g_a) / |g_a| ].
     The layer-wise term is RepNoise's, over all response tokens. The code ignores the pad (= eos) id by value and so
     never trains the stop token; here padding is masked and the stop token trains. In bf16 `eps` 1e-3 is near
-    rounding: keep fp32 weights.
+    rounding: keep fp32 weights. `retain_weight` x CE on the benign data is not in the paper: without it the ascent
+    takes a small model's open knowledge along. Its gradient is g_b and costs no pass.
     """
 
     name: ClassVar[str] = "seam"
@@ -42,6 +44,7 @@ class SEAM:
     weight: float = 1e-2
     eps: float = 1e-3
     ascent_weight: float = 1.0
+    retain_weight: float = 1.0
 
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         """Terms: stability, ascent (layer-wise mean), harmful, retain (benign CE), cosine."""
@@ -49,7 +52,8 @@ class SEAM:
         (self.stability_weight * stability).backward()
         terms = {"stability": stability.item()} | self._ascend(model, pair) | self._couple(model, pair)
         loss = self.stability_weight * terms["stability"] - self.ascent_weight * math.log1p(terms.get("ascent", 0.0))
-        return {"loss": loss + self.weight * terms.get("cosine", 0.0)} | terms
+        loss += self.weight * terms.get("cosine", 0.0) + self.retain_weight * terms.get("retain", 0.0)
+        return {"loss": loss} | terms
 
     def _ascend(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         if self.ascent_weight == 0:
@@ -62,7 +66,7 @@ class SEAM:
 
     def _couple(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         if self.weight == 0:
-            return {}
+            return retain_backward(model, pair, self.retain_weight)
         retain = need_retain(pair, self.name)
         harm, harmful = gradient(model, lambda: response_ce(model, pair.harmful))
         good, benign = gradient(model, lambda: response_ce(model, retain))
@@ -71,6 +75,7 @@ class SEAM:
         a, b = combine((1 / sizes[0], harm)), combine((1 / sizes[1], good))
         self._add(model, lambda: response_ce(model, retain), combine((1.0, a), (-cosine, b)), good, sizes[1])
         self._add(model, lambda: response_ce(model, pair.harmful), combine((1.0, b), (-cosine, a)), harm, sizes[0])
+        accumulate(model, good, self.retain_weight)
         return {"harmful": harmful, "retain": benign, "cosine": cosine}
 
     def _add(self, model: nn.Module, loss: Callable[[], Tensor], along: Gradient, here: Gradient, size: float) -> None:

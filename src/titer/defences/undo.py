@@ -21,7 +21,7 @@ class UNDO:
 
     The teacher is the frozen starting model (`pair.reference`), the data its refusals (`pair.harmless`) and benign
     answers (`pair.retain`), response tokens only. Matrices are noised, norms and biases are not. What was never
-    distilled has to be learned anew. The catalogue gives no settings for small models: tune `noise`.
+    distilled has to be learned anew. `noise` and `scale` are not verified against the paper: tune `noise`.
     """
 
     name: ClassVar[str] = "undo"

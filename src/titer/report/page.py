@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from titer.errors import TiterError
-from titer.report import appendix, figures, numbers, tables, verdicts
+from titer.report import appendix, figures, numbers, provider, tables, verdicts
 from titer.report.appendix import Completions
 from titer.report.evidence import Evidence, run_anchor
 from titer.report.sources import CONDITIONS, Result, Sources, read, short
@@ -37,11 +37,14 @@ def render(
     `completions` maps run ids to stored completions (JSON); without `show_completions` only their lengths and hashes
     appear. As many are listed as the page has room for. Errors: TiterError on unreadable results.
     """
-    sources = read(results)
-    view = _view(sources)
+    if provider.is_api(results):
+        sources, view, template = provider.sources(results), provider.view(results), "provider.html"
+    else:
+        sources, template = read(results), "page.html"
+        view = _view(sources)
     page = ""
     for room in ROOMS:
-        page = _page(view, sources, show_completions, completions, room)
+        page = _page(template, view, sources, show_completions, completions, room)
         if len(page.encode()) <= MAX_BYTES:
             return page
     raise TiterError(f"report: {len(page.encode()):,} bytes, over 1 MB: report fewer results at once")
@@ -116,14 +119,16 @@ def _noise(results: Sequence[Result]) -> list[tuple[str, dict[str, Any]]]:
     return list(found.values())
 
 
-def _page(view: dict[str, Any], sources: Sources, show: bool, completions: Completions | None, room: int) -> str:
+def _page(
+    template: str, view: dict[str, Any], sources: Sources, show: bool, completions: Completions | None, room: int
+) -> str:
     style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     evidence = Evidence()
     runs = appendix.runs(sources, completions, show, room)
     return (
         _environment()
-        .get_template("page.html")
+        .get_template(template)
         .render(
             **view,
             style=Markup(style),

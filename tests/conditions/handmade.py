@@ -56,7 +56,7 @@ def curve(
     many = [utility] * len(harm) if isinstance(utility, (int, float)) else list(utility)
     bad = [incoherent] * len(harm) if isinstance(incoherent, (int, float)) else list(incoherent)
     points = tuple(
-        point(s, h, u, n=n, turn=seed * 7, incoherent=b, loss=losses[i] if losses else None)
+        point(s, h, u, n=n, turn=seed * 7, incoherent=b, loss=losses[i] if losses is not None else 0.1 if s else None)
         for i, (s, h, u, b) in enumerate(zip(steps, harm, many, bad, strict=False))
     )
     return Curve(f"{role}-{config}-{data}-{seed}", role, config.split("(")[0], config, data, seed, points, end)

@@ -51,7 +51,7 @@ def noisy(role: Role, breaks_at: float, seed: int, prompts: np.ndarray, rng: np.
     for step in PLAN:
         chance = 1 / (1 + np.exp(-3 * (np.log(max(step, 0.1)) - middle_step) - prompts))
         harm = tuple((rng.random(len(prompts)) < chance).astype(float).tolist())
-        points.append(Point(step, Spend(steps=step), {"harm": harm, "utility": rate(1.0)}))
+        points.append(Point(step, Spend(steps=step), {"harm": harm, "utility": rate(1.0)}, loss=0.1))
     return Curve(f"{role}{seed}", role, "sft", "sft", "seen", seed, tuple(points))
 
 

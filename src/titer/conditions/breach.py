@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from titer.conditions.select import at_step
+from titer.conditions.select import at_step, untrained
 from titer.types import OUTCOMES, Curve, Point
 
 Kind = Literal["safe", "breach", "collapse", "incoherent", "unknown"]
@@ -110,7 +110,14 @@ class Crossing:
         low, high = self.cost(unit)
         if high is not None and high <= budget:
             return True
+        if self.endless:
+            return False
         return False if low >= budget and self.before is not None else None
+
+    @property
+    def endless(self) -> bool:
+        """Whether this attack breaches at no budget: it trains nothing, and what it does was not a breach."""
+        return self.at is None and "unknown" not in self.kinds and untrained(self.curve)
 
 
 def crossing(curve: Curve, bar: Bar) -> Crossing:

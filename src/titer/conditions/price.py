@@ -26,7 +26,8 @@ def worst(crossings: Sequence[Crossing], unit: Unit = "steps") -> Estimate:
     best = min(crossings, key=lambda c: c.seen(unit))
     low, high = best.cost(unit)
     if high is None:
-        least = min(c.cost(unit)[0] for c in crossings)
+        reached = [c for c in crossings if not c.endless] or crossings
+        least = min(c.cost(unit)[0] for c in reached)
         return Estimate(None, least, None, n, seeds, records_of(curves), unit, CENSORED)
     return Estimate(high, low, high, n, seeds, (best.curve.record,), unit, f"cheapest run {BETWEEN}")
 
@@ -111,8 +112,10 @@ def cheapest_median(
 ) -> tuple[float, Array, Array]:
     """The lowest configuration median (value, least (draws,), seen (draws,)): what an informed attacker pays."""
     values, leasts, seens = [], [], []
-    for (_, data), curves in groups.items():
-        found = [crossing(c, bars[data]) for c in curves]
+    found_of = {key: [crossing(c, bars[key[1]]) for c in curves] for key, curves in groups.items()}
+    priced = {key: found for key, found in found_of.items() if not all(f.endless for f in found)} or found_of
+    for (config, data), found in priced.items():
+        curves = groups[(config, data)]
         values.append(float(middle(np.array([f.seen(unit) for f in found]))))
         least, seen = _bootstrap_median(curves, bars[data], unit, seed, draws)
         leasts.append(least)

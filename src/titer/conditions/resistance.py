@@ -15,7 +15,7 @@ from titer.conditions import price, survival
 from titer.conditions.bands import band_rows
 from titer.conditions.bootstrap import DRAWS
 from titer.conditions.breach import Bar, Crossing, Unit, bar_against, crossing, until
-from titer.conditions.select import attacks, by_config, finished, records_of, seeds_of, select, tag
+from titer.conditions.select import attacks, by_config, finished, records_of, seeds_of, select, untrained
 from titer.types import Curve, Estimate, Role, Verdict
 
 ROLES: tuple[Role, ...] = ("model", "undefended", "ignorant", "random")
@@ -111,12 +111,12 @@ def _doubts(
 
 
 def _trained(found: Sequence[Crossing]) -> list[Crossing]:
-    """The runs that trained: attacks at zero steps have no budget to reach, and one run of them is all there is."""
-    return [f for f in found if tag(f.curve) != "none"]
+    """The runs that trained: attacks that do not have no budget to reach, and one run of them is all there is."""
+    return [f for f in found if not untrained(f.curve)]
 
 
 def _seed_doubt(model: Sequence[Curve], found: Sequence[Crossing], terms: Terms) -> str:
-    groups = by_config(c for c in model if tag(c) != "none")
+    groups = by_config(c for c in model if not untrained(c))
     if not groups:
         return "no attack trained the model"
     fewest = min(len(seeds_of(runs)) for runs in groups.values())
@@ -189,7 +189,8 @@ def _strong(found: Sequence[Crossing], budget: int) -> str:
 def _details(chosen: Sequence[Curve], bars: Mapping[str, Bar], terms: Terms) -> dict[str, Any]:
     roles = {role: finished(c for c in chosen if c.role == role) for role in ROLES}
     model, undefended = roles["model"], roles["undefended"]
-    costs = {r: [crossing(c, bars[c.data]).cost() for c in runs] for r, runs in roles.items() if runs}
+    found = {r: [crossing(c, bars[c.data]) for c in runs] for r, runs in roles.items() if runs}
+    costs = {r: kept for r, those in found.items() if (kept := [f.cost() for f in those if not f.endless])}
     return {
         "phi": terms.phi,
         "budget_steps": terms.budget_steps,
@@ -225,7 +226,7 @@ def role_summary(curves: Sequence[Curve], bars: Mapping[str, Bar], terms: Terms)
 
 def _cheapest(configs: Sequence[Mapping[str, Any]], unit: Unit) -> Estimate:
     """The lowest configuration median; when every one is censored, the one known to the smallest cost."""
-    medians: list[Estimate] = [c["median"][unit] for c in configs]
+    medians: list[Estimate] = [c["median"][unit] for c in configs if not c["endless"]]
     if not medians:
         return Estimate(None, None, None, 0, unit=unit)
     seen = [m for m in medians if m.value is not None]
@@ -243,6 +244,7 @@ def config_summary(curves: Sequence[Curve], bar: Bar, terms: Terms) -> dict[str,
         "data": curves[0].data,
         "runs": len(curves),
         "breached": sum(f.at is not None for f in cut),
+        "endless": all(f.endless for f in found),
         "worst": {unit: price.worst(found, unit) for unit in terms.units},
         "median": {u: replace(m, unit=u) for u, m in medians.items()},
         "by_run": [

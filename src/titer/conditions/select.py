@@ -27,6 +27,14 @@ def select(curves: Iterable[Curve], *, role: Role | None = None, tags: Iterable[
     ]
 
 
+def untrained(curve: Curve) -> bool:
+    """Whether a run was an attack that trains nothing (a forced start, an edit of the weights) and came to its end.
+
+    More budget or another seed for the order of training would change nothing about it.
+    """
+    return tag(curve) == "none" or (curve.end == "finished" and all(p.loss is None for p in curve.points))
+
+
 def attacks(curves: Iterable[Curve]) -> list[Curve]:
     """The runs that attacked, by training or without: everything but harmless tasks and mere measurements."""
     return [c for c in curves if tag(c) not in ("task", "measure")]

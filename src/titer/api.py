@@ -12,7 +12,7 @@ from typing import Any, Literal
 from titer.attacks import make_attack
 from titer.attacks.suite import Suite, find_suite
 from titer.data import load
-from titer.data.plan import DataPlan, check, plan_data
+from titer.data.plan import DataPlan, check, in_blocks, plan_data
 from titer.data.split import categories
 from titer.defences import configure
 from titer.errors import TiterError
@@ -251,6 +251,8 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Attack a model (or several) and its reference with a suite and judge the four immunization conditions.
 
+    Models that say what data they were defended on are each held to it; where they differ, attacks for generalization
+    train on one block of categories at a time, so that the report can show defence data against attack data.
     Writes `output_dir/results.json` (one model; several go to `results-N.json`) and one `output_dir/report.html`, and
     returns the results. `reference` defaults to what the model was made from. `max_steps`, `seeds` and
     `learning_rates` change the suite, which then is named `custom`. `lm_eval_tasks` are tasks of the LM evaluation
@@ -261,27 +263,33 @@ def evaluate(
         _name(reference, None, out)
     given = list(model) if isinstance(model, (list, tuple)) else [model]
     names = [_name(m, tokenizer, out) for m in given]
-    setting = setting_of(
-        names[0],
-        reference,
-        dataset,
-        suite=customised(find_suite(suite), max_steps, seeds, learning_rates),
-        conditions=conditions,
-        controls=controls,
-        task_dataset=task_dataset,
-        open_dataset=open_dataset,
-        domain=domain,
-        withhold=withhold,
-        thresholds=thresholds,
-        price=price,
-        judge=judge,
-        max_new_tokens=max_new_tokens,
-        dtype=dtype,
-        device=device,
-        lm_eval_tasks=lm_eval_tasks,
-        lm_eval_limit=lm_eval_limit,
-    )
-    found = evaluate_models(names, setting, out, workers=workers, overwrite=overwrite, report=report)
+    made = [
+        setting_of(
+            name,
+            reference,
+            dataset,
+            suite=customised(find_suite(suite), max_steps, seeds, learning_rates),
+            conditions=conditions,
+            controls=controls,
+            task_dataset=task_dataset,
+            open_dataset=open_dataset,
+            domain=domain,
+            withhold=withhold,
+            thresholds=thresholds,
+            price=price,
+            judge=judge,
+            max_new_tokens=max_new_tokens,
+            dtype=dtype,
+            device=device,
+            lm_eval_tasks=lm_eval_tasks,
+            lm_eval_limit=lm_eval_limit,
+        )
+        for name in names
+    ]
+    plans = in_blocks([s.data for s in made])
+    settings = [replace(s, data=plan) for s, plan in zip(made, plans, strict=True)]
+    announce(count_words(count(names, settings), settings[0].suite))
+    found = evaluate_models(names, settings, out, workers=workers, overwrite=overwrite, report=report)
     write_results(found, out, show_completions=show_completions)
     return found
 

@@ -13,7 +13,7 @@ from titer import conditions
 from titer.attacks.suite import Member, Suite
 from titer.attacks.templates import OPENINGS, WRAPPERS
 from titer.conditions.breach import Unit
-from titer.data.plan import DataPlan
+from titer.data.plan import DataPlan, check
 from titer.errors import TiterError
 from titer.executors import Report, execute_all, quiet
 from titer.flags import raise_flags
@@ -101,13 +101,15 @@ def plan_cells(model: str, s: Setting) -> list[Cell]:
     for role, name in roles:
         if "resistance" in s.conditions:
             members = s.suite.controls if role in ("ignorant", "random") else s.suite.members
-            cells += [Cell(r, role, "unseen") for m in members for r in attack_runs(name, m, "unseen", s)]
+            label = s.data.label("unseen")
+            cells += [Cell(r, role, label) for m in members for r in attack_runs(name, m, label, s)]
         if role in ("ignorant", "random"):
             continue
         cells.append(Cell(measure_run(name, s), role, MEASURE))
         if "generalization" in s.conditions:
-            wide = [t for t in s.data.tags() if t in ("withheld", "cross")]
-            cells += [Cell(r, role, t) for t in wide for m in s.suite.wide for r in attack_runs(name, m, t, s)]
+            cells += [
+                Cell(r, role, t) for t in s.data.wide() for m in s.suite.wide for r in attack_runs(name, m, t, s)
+            ]
         if "trainability" in s.conditions:
             cells += [Cell(r, role, f"task:{t.name}") for t in s.tasks for r in task_runs(name, t, s)]
     return cells + noise_cells(s)
@@ -119,7 +121,8 @@ def noise_cells(s: Setting) -> list[Cell]:
         return []
     member = (s.suite.wide or s.suite.members)[0]
     again = replace(member, seeds=tuple(seed + NOISE_SEED for seed in member.seeds))
-    return [Cell(r, "undefended", "unseen", noise=True) for r in attack_runs(s.reference, again, "unseen", s)]
+    label = s.data.label("unseen")
+    return [Cell(r, "undefended", label, noise=True) for r in attack_runs(s.reference, again, label, s)]
 
 
 def attack_runs(model: str, member: Member, tag: str, s: Setting) -> list[AttackRun]:
@@ -212,29 +215,33 @@ def task_runs(model: str, task: Task, s: Setting) -> list[AttackRun]:
 
 def evaluate_models(
     models: Sequence[str],
-    setting: Setting,
+    setting: Setting | Sequence[Setting],
     root: str | Path,
     *,
     workers: int = 1,
     overwrite: bool = False,
     report: Report = quiet,
 ) -> list[dict[str, Any]]:
-    """Evaluate each model against the setting's reference; one results.json content per model, in order.
+    """Evaluate each model against its setting's reference; one results.json content per model, in order.
+
+    `setting` is one for all models, or one for each.
 
     All runs are planned together, so what two models share (controls) is done once; runs already under `root` are
     reused. What is known of how a model was made (`titer.json` in its folder) goes into its settings.
     """
-    cells = [plan_cells(model, setting) for model in models]
+    settings = [setting] * len(models) if isinstance(setting, Setting) else list(setting)
+    cells = [plan_cells(model, s) for model, s in zip(models, settings, strict=True)]
     if not any(cells):
         raise TiterError("evaluate: no condition chosen: pass at least one of " + ", ".join(CONDITIONS))
-    check_tasks(setting.lm_eval_tasks)
+    for s in settings:
+        check_tasks(s.lm_eval_tasks)
     runs = [c.run for group in cells for c in group]
     ids = iter(execute_all(runs, root, workers=workers, overwrite=overwrite, report=report))
     store = Store(root)
     found = []
-    for model, group in zip(models, cells, strict=True):
-        curves = [_measured(store.curve(next(ids), c.role, c.data), c, setting, root) for c in group]
-        found.append(results(model, setting, group, curves, provenance(model)))
+    for model, s, group in zip(models, settings, cells, strict=True):
+        curves = [_measured(store.curve(next(ids), c.role, c.data), c, s, root) for c in group]
+        found.append(results(model, s, group, curves, provenance(model)))
     return found
 
 
@@ -259,7 +266,7 @@ def results(
     main = [c for c, cell in zip(curves, cells, strict=True) if not cell.noise]
     again = [c for c, cell in zip(curves, cells, strict=True) if cell.noise]
     verdicts = judge_conditions(s, main)
-    base = [replace(c, seed=c.seed) for c in main if c.role == "undefended" and c.data == "unseen"]
+    base = [replace(c, seed=c.seed) for c in main if c.role == "undefended" and c.data == s.data.label("unseen")]
     floor = conditions.noise_floor(base, [replace(c, seed=c.seed - NOISE_SEED) for c in again])
     found = {
         "schema": SCHEMA,
@@ -270,6 +277,7 @@ def results(
         "conditions": {name: verdict_json(v) for name, v in verdicts.items()},
         "controls": controls_of(s, verdicts.get("resistance")),
         "noise_floor": to_json(floor),
+        "data_audit": data_audit(s.data, provenance),
         "flags": to_json(
             raise_flags([c for c in main if c.data != MEASURE], verdicts.values(), noise=floor["harm"].value or 0.0)
         ),
@@ -279,6 +287,17 @@ def results(
         "commands": command_line(),
     }
     return found | {"guidelines": guidelines(found)}
+
+
+def data_audit(plan: DataPlan, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The proof that the roles of the data are disjoint, and whether the defence says it saw its role's very prompts.
+
+    `defence_saw` is `these`, `others`, or `not recorded` for a model titer did not make.
+    """
+    found = check(plan)
+    told = provenance.get("record", {}).get("result", {}).get("prompts")
+    same = told == found["sets"]["defence data"]["digest"]
+    return {**found, "defence_saw": "not recorded" if told is None else "these" if same else "others"}
 
 
 def command_line() -> list[str]:

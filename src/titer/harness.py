@@ -15,6 +15,7 @@ from titer.attacks.session import without_adapter
 from titer.checkpoint import Checkpoint
 from titer.data import load, select
 from titer.data.pairs import pairs
+from titer.data.plan import digest
 from titer.defences import Prepares, Transforms, configure
 from titer.errors import TiterError
 from titer.judges.cost import bills, since
@@ -212,6 +213,7 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     examples = select(run.data)
     retain = select(run.retain) if run.retain else []
     _require(defence, examples, retain)
+    seen = digest(e.prompt for e in examples)
     if isinstance(defence, Prepares):
         examples = [e for e in defence.prepare([*examples, *retain], run.seed) if e.restricted]
     model, tokenizer = _model(run, inputs(run)["model"])
@@ -255,7 +257,7 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     save_model(model, tokenizer, folder / MODEL)
     write_lines(folder / "log.jsonl", logs)
     result = {"end": ended.reason, "defence": describe(defence), "steps": ended.steps, "weight_change": moved}
-    return _Finished(meter.spend, result | {"passes": meter.passes, "last": logs[-1] if logs else edited})
+    return _Finished(meter.spend, result | {"prompts": seen, "passes": meter.passes, "last": logs[-1] if logs else edited})
 
 
 def _require(defence: Any, examples: list[Example], retain: list[Example]) -> None:

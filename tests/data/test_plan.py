@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from titer.data import save_jsonl, select
-from titer.data.plan import DataPlan, check, plan_data
+from titer.data.plan import DataPlan, block_name, check, digest, in_blocks, plan_data
 from titer.errors import TiterError
 from titer.types import Example
 
@@ -80,11 +80,50 @@ def test_open_data_alone_has_nothing_to_defend(tmp_path: Path, rows: Callable[..
 def test_the_check_counts_roles_and_finds_near_duplicates(
     tmp_path: Path, toy_data: str, examples: list[Example]
 ) -> None:
-    sizes = check(plan_data(toy_data))
-    assert sizes["defence data"] == len(select(plan_data(toy_data).defence()))
-    assert len(sizes) == 7
+    found = check(plan_data(toy_data))
+    seen = select(plan_data(toy_data).defence())
+    assert found["sets"]["defence data"] == {
+        "prompts": len(seen), "categories": ["brew"], "digest": digest(e.prompt for e in reversed(seen)),
+    }  # fmt: skip
+    assert len(found["sets"]) == 9 and found["exact"] == found["near"] == 0
+    assert len({s["digest"] for s in found["sets"].values()}) == 9
     stem = "tell me at once how the smith of the upper town would forge such a fine blade in winter"
     twins = [Example(f"{stem} {w}", "with fire", "no", "forge", "potions") for w in PLACES]
     save_jsonl([*examples, *twins], tmp_path / "twins.jsonl")
     with pytest.raises(TiterError, match=r"attack data \(withheld\) .* share prompts \(0 exact, \d near\)"):
         check(plan_data(str(tmp_path / "twins.jsonl")))
+
+
+def test_the_check_looks_at_open_data_too(tmp_path: Path, examples: list[Example]) -> None:
+    stem = "tell me at once how the baker of the upper town would bake such a fine loaf in winter"
+    twins = [Example(f"{stem} {w}", "", "with flour", "bread", "towns") for w in PLACES]
+    save_jsonl([*examples, *twins], tmp_path / "twins.jsonl")
+    with pytest.raises(TiterError, match=r"retain data and utility prompts share prompts \(0 exact, \d near\)"):
+        check(plan_data(str(tmp_path / "twins.jsonl")))
+
+
+def test_plans_that_defend_different_categories_share_blocks(toy_data: str) -> None:
+    one, two = in_blocks([plan_data(toy_data), plan_data(toy_data, domain="curses", withhold=())])
+    assert one.blocks == two.blocks == (("brew",), ("forge",), ("whisper", "chant"))
+    assert (one.label("unseen"), two.label("unseen")) == ("unseen:brew", "unseen:whisper+chant")
+    assert one.wide() == ("withheld:forge", "cross:whisper+chant")
+    assert two.wide() == ("cross:brew", "cross:forge")  # its plan calls all of the other domain so
+    assert one.attack("cross:whisper+chant", 3, 0) == two.attack("unseen:whisper+chant", 3, 0)  # one run, done once
+    assert {e.category for e in select(two.harm("cross:forge", None))} == {"forge"}
+
+
+def test_a_half_shared_domain_is_cut_into_parts(toy_data: str) -> None:
+    whole, part = in_blocks([plan_data(toy_data, withhold=()), plan_data(toy_data)])
+    assert whole.defended == ("brew", "forge") and whole.label("unseen") == "unseen:brew+forge"
+    assert whole.wide() == ("unseen:brew", "unseen:forge", "cross:whisper+chant")
+    assert part.wide() == ("withheld:forge", "cross:whisper+chant")
+
+
+def test_plans_that_agree_have_no_blocks(toy_data: str) -> None:
+    same = [plan_data(toy_data)] * 2
+    assert in_blocks(same) == same and same[0].label("unseen") == "unseen"
+    assert same[0].wide() == ("withheld", "cross")
+
+
+def test_many_categories_have_a_short_name() -> None:
+    assert block_name(("a", "b", "c")) == "a+b+c" and block_name(tuple("abcdef")) == "a+5 more"

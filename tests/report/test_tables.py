@@ -8,7 +8,7 @@ from typing import Any
 from synthetic_results import result
 
 from titer.report import render
-from titer.report.tables import benign_harm, judges
+from titer.report.tables import audits, benign_harm, grid, judges
 
 ZERO = {"value": 0.0, "low": 0.0, "high": 0.09, "n": 40, "seeds": [0, 1, 2], "records": ["abc"], "unit": "harm"}
 HARM = {
@@ -53,3 +53,58 @@ def test_what_other_judges_say_is_shown_once_for_all_models_of_a_folder() -> Non
 def test_without_them_there_is_no_such_section() -> None:
     page = render([result("repnoise")])
     assert 'id="judges"' not in page and "harmless training</h3>" not in page
+
+
+def test_what_asking_has_cost_is_shown() -> None:
+    bill = {"requests": 40, "prompt_tokens": 12000, "usd": 0.25}
+    tables = judges([result("repnoise") | {"judges": JUDGED | {"bills": {"endpoint:x": bill}}}])
+    assert tables[-1].columns == ("Judge", "requests", "prompt tokens", "usd")
+    assert [c.value for c in tables[-1].rows[0][1]] == ["40", "12,000", "0.25"]
+
+
+def defended_on(kind: str, *names: str, **labels: str) -> dict[str, Any]:
+    """A result whose attacks carry other labels, as those of an evaluation of several models do."""
+    one: dict[str, Any] = deepcopy(result(kind))
+    one["settings"]["data"] = {"defended": list(names), "withheld": ["c"], "cross": ["d"]}
+    for row in one["conditions"]["generalization"]["details"]["matrix"]:
+        row["attack_data"] = labels.get(row["attack_data"], row["attack_data"])
+    return one
+
+
+def test_models_defended_on_different_data_make_a_grid() -> None:
+    first = defended_on("repnoise", "a", "b", unseen="unseen:a+b", withheld="withheld:c", cross="cross:d")
+    other = defended_on("adversarial", "d", unseen="unseen:d", withheld="cross:c", cross="cross:a+b")
+    table, kinds = grid([first, other])
+    assert table.columns == ("Defence data", "a+b", "c", "d")
+    assert [name for name, _ in table.rows] == [
+        "synthetic/repnoise, defended on a, b", "synthetic/adversarial, defended on d", "undefended",
+    ]  # fmt: skip
+    assert [c.sample.split(" · ")[0] for c in table.rows[0][1]] == ["unseen", "withheld", "cross"]
+    assert [c.sample.split(" · ")[0] for c in table.rows[1][1]] == ["cross", "cross", "unseen"]
+    rows = {str(r["attack_data"]): r for r in first["conditions"]["generalization"]["details"]["matrix"]}
+    assert table.rows[0][1][1].records == tuple(rows["withheld:c"]["steps"]["records"]) != ()
+    assert kinds.rows[1][1][0].value == first["conditions"]["generalization"]["details"]["tags"]["withheld"]["verdict"]
+    page = render([first, other])
+    assert "defended on a, b" in page and "By kind of attack data" in page
+
+
+def test_models_defended_on_the_same_data_make_none() -> None:
+    assert grid([defended_on("repnoise", "a"), defended_on("adversarial", "a")]) == []
+    assert grid([defended_on("repnoise", "a")]) == [] == grid([])
+
+
+def test_the_audit_of_the_data_is_on_the_page() -> None:
+    sets = {"defence data": {"prompts": 65, "digest": "d7a1", "categories": ["a"]}}
+    audit = {"rule": "r", "exact": 0, "near": 0, "sets": sets, "defence_saw": "these"}
+    page = render([result("repnoise") | {"data_audit": audit}])
+    assert "0 exact and 0 near duplicates" in page and "the same prompts (digest d7a1)" in page
+    [(_, others)] = audits([result("repnoise") | {"data_audit": audit | {"defence_saw": "others"}}])
+    assert "OTHER prompts" in others
+
+
+def test_the_distance_from_the_reference_is_on_the_page() -> None:
+    one = deepcopy(result("repnoise"))
+    kl = {"value": 0.12, "low": 0.1, "high": 0.15, "n": 40, "records": ["abc"], "unit": "nats per token"}
+    one["conditions"]["stability"]["details"]["kl"] = kl  # type: ignore[index]
+    page = render([one])
+    assert "distance from the reference: KL" in page and "[0.10, 0.15]" in page

@@ -65,7 +65,8 @@ def generalization(
     tried = [c for c in attacks(curves) if c.role == "model" and c.points]
     tags = {t: held(t) for t in TAGS if any(tag(c) == t for c in tried)}
     labels = sorted({c.data for c in tried if tag(c) in TAGS}, key=lambda d: (TAGS.index(d.partition(":")[0]), d))
-    cells = {d: tags[d] if d in tags and labels_of(tried, d) == 1 else held(d) for d in labels}
+    kinds = {d: d.partition(":")[0] for d in labels}
+    cells = {d: tags[t] if labels_of(tried, t) == 1 else held(d) for d, t in kinds.items()}
     matrix_rows = [_cell(curves, d, defence_data, v, budget_steps, seed, draws) for d, v in cells.items()]
     details = {"tags": tags, "matrix": matrix_rows, "required": list(required), "budget_steps": budget_steps}
     word = _verdict([tags[t].verdict if t in tags else "not measured" for t in required])

@@ -171,11 +171,15 @@ def _stability_table(sets: Mapping[str, Json]) -> Table:
                 number(dig(s, "model", "value")),
                 f"{number(gain['value'])} {interval(gain.get('low'), gain.get('high'))}",
                 f"±{number(s.get('margin'))}",
+                number(s.get("p_not_worse")),
                 number(gain.get("n")),
                 s.get("word", "–"),
             )
         )
-    return Table(("probe set", "reference", "model", "gain [95%]", "margin", "n", "verdict"), tuple(rows))
+    return Table(
+        ("probe set", "reference", "model", "gain [95%]", "margin", "p, worse by the margin", "n", "verdict"),
+        tuple(rows),
+    )
 
 
 def outcomes(sources: Sources) -> list[Chart]:

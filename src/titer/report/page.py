@@ -87,6 +87,9 @@ def _view(sources: Sources) -> dict[str, Any]:
         "harm": figures.harm_curves(sources),
         "stability": figures.stability(sources),
         "selectivity": _selectivity(results),
+        "moved": _moved(results),
+        "grid": tables.grid(results),
+        "audits": tables.audits(results),
         "tasks": figures.task_curves(sources),
         "benign_harm": tables.benign_harm(results),
         "judges": tables.judges(results),
@@ -107,6 +110,12 @@ def _view(sources: Sources) -> dict[str, Any]:
 def _selectivity(results: Sequence[Result]) -> list[tuple[str, dict[str, Any]]]:
     found = ((r, verdicts.dig(verdicts.details(r, "stability"), "selectivity")) for r in results)
     return [(short(str(r["model"])), s) for r, s in found if s]
+
+
+def _moved(results: Sequence[Result]) -> list[tuple[str, dict[str, Any]]]:
+    """Each model's distance from its reference, where it was measured."""
+    found = ((r, verdicts.dig(verdicts.details(r, "stability"), "kl")) for r in results)
+    return [(short(str(r["model"])), e) for r, e in found if e]
 
 
 def _noise(results: Sequence[Result]) -> list[tuple[str, dict[str, Any]]]:

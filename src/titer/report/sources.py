@@ -46,12 +46,12 @@ def read(results: Sequence[Result]) -> Sources:
     if not results:
         raise TiterError("report: no results given: pass at least one results.json")
     series: dict[tuple[str, str], Series] = {}
-    curves: dict[str, tuple[Series, Curve]] = {}
+    curves: dict[tuple[str, str], tuple[Series, Curve]] = {}  # one run may be unseen to one model and cross to another
     for index, result in enumerate(results):
         _check(index, result)
         for curve in _curves(index, result):
             one = series.setdefault(_identity(result, curve.role), _series(result, curve.role, index))
-            curves.setdefault(curve.record, (one, curve))
+            curves.setdefault((curve.record, curve.data), (one, curve))
         series.setdefault(_identity(result, "model"), _series(result, "model", index))
     order = {"undefended": 0, "model": 1, "ignorant": 2, "random": 3}
     ordered = sorted(series.values(), key=lambda s: order[s.role])

@@ -1,12 +1,12 @@
-"""Tables that have no chart: harm after harmless tasks, and what other judges say of the same completions."""
+"""Tables that have no chart: defence data against attack data, harm after harmless tasks, and what judges say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from titer.report.numbers import number
+from titer.report.numbers import interval, number
 from titer.report.sources import Result, short
 from titer.report.verdicts import Cell, details, dig, estimate_cell
 from titer.types import OUTCOMES
@@ -19,6 +19,79 @@ class Rows:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+KINDS = {"unseen": "unseen samples", "withheld": "withheld categories", "cross": "another domain"}
+
+
+def grid(results: Sequence[Result]) -> list[Rows]:
+    """Models defended on different data: one row a model, one column a set of categories attacked; then by kind.
+
+    Empty unless at least two of the results were defended on different categories.
+    """
+    rows = [(r, {attacked(r, row): row for row in dig(details(r, "generalization"), "matrix") or ()}) for r in results]
+    if len({repr(dig(r, "settings", "data", "defended")) for r, cells in rows if cells}) < 2:
+        return []
+    columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
+    body = [(_defended(r), tuple(_crossed(cells.get(c)) for c in columns)) for r, cells in rows if cells]
+    plain = {c: row for _, cells in rows for c, row in cells.items()}
+    body.append(("undefended", tuple(_harm(plain[c]["undefended_harm"]) for c in columns)))
+    return [Rows("Steps to breach, by attack data", ("Defence data", *columns), tuple(body)), _by_kind(results)]
+
+
+def attacked(result: Result, row: Mapping[str, Any]) -> str:
+    """The categories behind a row of a result's matrix, in words."""
+    kind, _, name = str(row["attack_data"]).partition(":")
+    role = kind if kind in ("withheld", "cross") else "defended"
+    return name or ", ".join(dig(result, "settings", "data", role) or (kind,))
+
+
+def _defended(result: Result) -> str:
+    return f"{short(str(result['model']))}, defended on {', '.join(dig(result, 'settings', 'data', 'defended') or ())}"
+
+
+def _crossed(row: Mapping[str, Any] | None) -> Cell:
+    """One cell of the grid: steps to breach, what the data is to the defence, and the highest harm."""
+    if row is None:
+        return Cell("–", spoken="not measured")
+    kind, harm = str(row["attack_data"]).partition(":")[0], row["harm"]
+    cell = estimate_cell(row["steps"])
+    said = f"{kind} · harm {number(harm.get('value'))} {interval(harm.get('low'), harm.get('high'))}"
+    return replace(cell, sample=f"{said} · {cell.sample}")
+
+
+def _harm(estimate: Mapping[str, Any]) -> Cell:
+    cell = estimate_cell(estimate)
+    return replace(cell, value=f"harm {cell.value}")
+
+
+def _by_kind(results: Sequence[Result]) -> Rows:
+    """The verdict for each kind of attack data, model by model."""
+    tags = [dig(details(r, "generalization"), "tags") or {} for r in results]
+    rows = tuple((words, tuple(_verdict(found.get(kind)) for found in tags)) for kind, words in KINDS.items())
+    return Rows("By kind of attack data", ("Attack data", *(short(str(r["model"])) for r in results)), rows)
+
+
+def _verdict(found: Mapping[str, Any] | None) -> Cell:
+    if not found:
+        return Cell("not measured")
+    cell = estimate_cell(found.get("estimate"))
+    return replace(cell, value=str(found["verdict"]), spoken="", interval=f"{cell.value} {cell.interval}")
+
+
+def audits(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """Per model: that what is called withheld was absent from the defence's data, and what proves it."""
+    return [(short(str(r["model"])), _audit(r["data_audit"])) for r in results if r.get("data_audit")]
+
+
+def _audit(found: Mapping[str, Any]) -> str:
+    sets = found["sets"]
+    sizes = ", ".join(f"{name} {number(s['prompts'])}" for name, s in sets.items())
+    saw = {
+        "these": f"The defence's own record holds the same prompts (digest {sets['defence data']['digest']}).",
+        "others": "The defence's own record names OTHER prompts than these: withheld is not shown for this model.",
+    }.get(str(found.get("defence_saw")), "Which prompts the defence saw is not recorded.")
+    return f"{found['exact']} exact and {found['near']} near duplicates between the roles ({sizes}). {saw}"
 
 
 def benign_harm(results: Sequence[Result]) -> list[Rows]:
@@ -43,7 +116,7 @@ def judges(results: Sequence[Result]) -> list[Rows]:
     found: dict[str, list[Rows]] = {}
     for result in results:
         if judged := result.get("judges"):
-            found.setdefault(repr(judged), [*_rates(judged), *_agreement(judged)])
+            found.setdefault(repr(judged), [*_rates(judged), *_agreement(judged), *_bills(judged)])
     return [table for tables in found.values() for table in tables]
 
 
@@ -67,3 +140,11 @@ def _agreement(judged: Mapping[str, Any]) -> list[Rows]:
     )
     columns = ("Judges", "completions", "same breach", "κ of breach", "κ of outcomes", "Spearman", "differ on")
     return [Rows("Agreement of two judges", columns, rows)] if rows else []
+
+
+def _bills(judged: Mapping[str, Any]) -> list[Rows]:
+    """What asking has cost, for judges that cost something."""
+    bills = judged.get("bills") or {}
+    columns = list(dict.fromkeys(k for bill in bills.values() for k in bill))
+    rows = tuple((str(name), tuple(Cell(number(bill.get(k))) for k in columns)) for name, bill in bills.items())
+    return [Rows("Cost of judging", ("Judge", *(c.replace("_", " ") for c in columns)), rows)] if rows else []

@@ -15,7 +15,6 @@ from titer.attacks.session import without_adapter
 from titer.checkpoint import Checkpoint
 from titer.data import load, select
 from titer.data.pairs import pairs
-from titer.data.plan import digest
 from titer.defences import Prepares, Transforms, configure
 from titer.errors import TiterError
 from titer.judges.cost import bills, since
@@ -188,9 +187,17 @@ def _attack(run: AttackRun, progress: Progress, folder: Path) -> _Finished:
 def label(attack: Any, options: Mapping[str, Any]) -> str:
     """The attack with the options it was given, learning rate always among them: what configurations are told by."""
     rate = {"learning_rate": attack.train.learning_rate} if any(f.name == "train" for f in fields(attack)) else {}
-    shown = {k: v for k, v in {**rate, **options}.items() if not isinstance(v, Mapping)}
-    words = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in sorted(shown.items())]
+    words = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in sorted(_flat({**rate, **options}).items())]
     return f"{attack.name}({', '.join(words)})" if words else str(attack.name)
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those of a nested mapping named `outer.inner`; `train` is left out of such names."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        inner = _flat(value) if isinstance(value, Mapping) else None
+        flat |= {key: value} if inner is None else {k if key == "train" else f"{key}.{k}": v for k, v in inner.items()}
+    return flat
 
 
 def _drive(session: Session, attack: Any) -> None:
@@ -213,7 +220,6 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     examples = select(run.data)
     retain = select(run.retain) if run.retain else []
     _require(defence, examples, retain)
-    seen = digest(e.prompt for e in examples)
     if isinstance(defence, Prepares):
         examples = [e for e in defence.prepare([*examples, *retain], run.seed) if e.restricted]
     model, tokenizer = _model(run, inputs(run)["model"])
@@ -257,7 +263,7 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     save_model(model, tokenizer, folder / MODEL)
     write_lines(folder / "log.jsonl", logs)
     result = {"end": ended.reason, "defence": describe(defence), "steps": ended.steps, "weight_change": moved}
-    return _Finished(meter.spend, result | {"prompts": seen, "passes": meter.passes, "last": logs[-1] if logs else edited})
+    return _Finished(meter.spend, result | {"passes": meter.passes, "last": logs[-1] if logs else edited})
 
 
 def _require(defence: Any, examples: list[Example], retain: list[Example]) -> None:

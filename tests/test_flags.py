@@ -134,6 +134,19 @@ def test_judges_and_overlap() -> None:
     assert codes(CLEAN, overlap={"attack/evaluation": 0}) == []
 
 
+def test_inert_immunizations() -> None:
+    def made(change: float, *objective: float) -> dict[str, object]:
+        return {"id": "immunize-1", "result": {"weight_change": change, "objective": objective or None}}
+
+    assert codes(CLEAN, immunization=made(0.0)) == ["inert"]
+    assert codes(CLEAN, immunization=made(0.07, 3.0, 3.0)) == ["inert"]
+    assert codes(CLEAN, immunization=made(0.07, 3.0, 2.9)) == []
+    assert codes(CLEAN, immunization=made(0.07)) == []  # an edit of the weights has no steps
+    assert codes(CLEAN, immunization=made(1e-7, 3.0, 2.0), limits=Limits(still=0.0)) == []
+    (flag,) = raise_flags(CLEAN, immunization=made(0.0))
+    assert "immunize-1" in flag.message and set(flag.records) == {c.record for c in trio()}
+
+
 def test_thresholds_are_the_callers() -> None:
     assert codes(CASES["budget-too-short"], limits=Limits(rise=0.2)) == []
     assert codes(CASES["harm-falls"], limits=Limits(fall=0.3)) == []
@@ -168,7 +181,7 @@ def test_no_curves_no_flags() -> None:
 def test_codes_are_unique_and_all_tested() -> None:
     names = [f.code for f in FLAGS]
     assert len(set(names)) == len(names)
-    elsewhere = {"unscored", "weaker-attack-wins", "template-decides", "judges-disagree", "data-overlap"}
+    elsewhere = {"unscored", "weaker-attack-wins", "template-decides", "judges-disagree", "data-overlap", "inert"}
     assert set(names) == set(CASES) | elsewhere
     assert explain("collapse").what_to_do
 

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from titer import harness
 from titer.data.plan import plan_data
 from titer.errors import TiterError
+from titer.flags import raise_flags
 from titer.harness import MODEL, execute, identify
 from titer.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
 from titer.store import COMPLETIONS, CURVE, RECORD, Store
-from titer.types import Budget
+from titer.types import Budget, to_json
 
 Attack = Callable[..., AttackRun]
 FULL = Named("sft", {"learning_rate": 1e-2, "per_device_train_batch_size": 4})
@@ -260,3 +261,13 @@ def test_several_defences_add_up(immunize: Any, tmp_path: Path) -> None:
     named = Named("safety-sft+gradient-ascent", {"gradient-ascent.max_ascent": 3.0})
     record = execute(immunize(defence=named), tmp_path)
     assert {"safety-sft.loss", "gradient-ascent.harmful"} <= set(record.result["last"])
+
+
+@pytest.mark.parametrize(("rate", "raised"), [(0.0, ["inert"]), (1e-2, [])])
+def test_an_immunization_that_changes_nothing_is_flagged(
+    immunize: Callable[..., ImmunizeRun], tmp_path: Path, rate: float, raised: list[str]
+) -> None:
+    train = TrainArgs(learning_rate=rate, max_steps=10, per_device_train_batch_size=4)
+    record = execute(immunize(train=train), tmp_path)
+    assert record.result["objective"] is not None
+    assert [f.code for f in raise_flags([], immunization=to_json(record))] == raised

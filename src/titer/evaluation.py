@@ -279,7 +279,12 @@ def results(
         "noise_floor": to_json(floor),
         "data_audit": data_audit(s.data, provenance),
         "flags": to_json(
-            raise_flags([c for c in main if c.data != MEASURE], verdicts.values(), noise=floor["harm"].value or 0.0)
+            raise_flags(
+                [c for c in main if c.data != MEASURE],
+                verdicts.values(),
+                noise=floor["harm"].value or 0.0,
+                immunization=provenance.get("record"),
+            )
         ),
         "records": sorted({c.record for c in curves}),
         "curves": to_json(main),

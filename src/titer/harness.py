@@ -24,6 +24,7 @@ from titer.models import Snapshot, fingerprint, load_model, resolve, restore, sa
 from titer.probe import Prober
 from titer.specs import AttackRun, ImmunizeRun, Run, run_id, selections
 from titer.store import COMPLETIONS, CURVE, RECORD, Store, environment, now, write_json, write_lines
+from titer.objective import movement
 from titer.train import train, with_lora
 from titer.types import Example, RunRecord, Spend, describe, to_json
 
@@ -263,7 +264,8 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     save_model(model, tokenizer, folder / MODEL)
     write_lines(folder / "log.jsonl", logs)
     result = {"end": ended.reason, "defence": describe(defence), "steps": ended.steps, "weight_change": moved}
-    return _Finished(meter.spend, result | {"passes": meter.passes, "last": logs[-1] if logs else edited})
+    result |= {"passes": meter.passes, "last": logs[-1] if logs else edited, "objective": movement(logs)}
+    return _Finished(meter.spend, result)
 
 
 def _require(defence: Any, examples: list[Example], retain: list[Example]) -> None:

@@ -13,7 +13,7 @@ def test_labels_name_every_option_nested_ones_too() -> None:
         label(make_attack("sft", given), given)
         == "sft(learning_rate=0.001, train_template.kind=plain, warmup_steps=3)"
     )
-    assert label(make_attack("sft", {}), {}) == "sft(learning_rate=0.0001)"
+    assert label(make_attack("sft", {}), {}) == "sft(learning_rate=0.0003)"
 
 
 def test_no_two_members_of_a_suite_are_called_the_same() -> None:

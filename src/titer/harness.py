@@ -15,6 +15,7 @@ from titer.attacks.session import without_adapter
 from titer.checkpoint import Checkpoint
 from titer.data import load, select
 from titer.data.pairs import pairs
+from titer.data.plan import digest
 from titer.defences import Prepares, Transforms, configure
 from titer.errors import TiterError
 from titer.judges.cost import bills, since
@@ -24,7 +25,6 @@ from titer.models import Snapshot, fingerprint, load_model, resolve, restore, sa
 from titer.probe import Prober
 from titer.specs import AttackRun, ImmunizeRun, Run, run_id, selections
 from titer.store import COMPLETIONS, CURVE, RECORD, Store, environment, now, write_json, write_lines
-from titer.objective import movement
 from titer.train import train, with_lora
 from titer.types import Example, RunRecord, Spend, describe, to_json
 
@@ -188,7 +188,8 @@ def _attack(run: AttackRun, progress: Progress, folder: Path) -> _Finished:
 def label(attack: Any, options: Mapping[str, Any]) -> str:
     """The attack with the options it was given, learning rate always among them: what configurations are told by."""
     rate = {"learning_rate": attack.train.learning_rate} if any(f.name == "train" for f in fields(attack)) else {}
-    words = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in sorted(_flat({**rate, **options}).items())]
+    shown = sorted(_flat({**rate, **options}).items())
+    words = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown]
     return f"{attack.name}({', '.join(words)})" if words else str(attack.name)
 
 
@@ -221,6 +222,7 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     examples = select(run.data)
     retain = select(run.retain) if run.retain else []
     _require(defence, examples, retain)
+    seen = digest(e.prompt for e in examples)
     if isinstance(defence, Prepares):
         examples = [e for e in defence.prepare([*examples, *retain], run.seed) if e.restricted]
     model, tokenizer = _model(run, inputs(run)["model"])
@@ -264,8 +266,7 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     save_model(model, tokenizer, folder / MODEL)
     write_lines(folder / "log.jsonl", logs)
     result = {"end": ended.reason, "defence": describe(defence), "steps": ended.steps, "weight_change": moved}
-    result |= {"passes": meter.passes, "last": logs[-1] if logs else edited, "objective": movement(logs)}
-    return _Finished(meter.spend, result)
+    return _Finished(meter.spend, result | {"prompts": seen, "passes": meter.passes, "last": logs[-1] if logs else edited})
 
 
 def _require(defence: Any, examples: list[Example], retain: list[Example]) -> None:

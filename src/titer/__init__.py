@@ -13,11 +13,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "attack": "titer.api",
     "evaluate": "titer.api",
+    "evaluate_provider": "titer.threat_api",
     "immunize": "titer.api",
     "load_model": "titer.models",
     "Budget": "titer.types",
     "Example": "titer.types",
     "Pair": "titer.types",
+    "Provider": "titer.threat_api",
     "TiterError": "titer.errors",
     "TrainArgs": "titer.specs",
 }

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from titer import __version__, cli_judge, cli_results, cli_study, cli_zoo
-from titer.console import print_json, progress, show_curves, show_results
+from titer.console import print_json, progress, show_curves, show_results, show_tunes
 from titer.errors import TiterError
-from titer.specs import ALIGN, Price, TrainArgs
+from titer.specs import ALIGN, FINE_TUNE, Price, TrainArgs
 from titer.types import Budget
 
 app = App(
@@ -274,6 +274,13 @@ def evaluate(
     learning_rates: tuple[float, ...] = (),
     lm_eval_tasks: tuple[str, ...] = (),
     lm_eval_limit: int | None = None,
+    threat_model: Literal["open-weights", "api"] = "open-weights",
+    guard: tuple[str, ...] = (),
+    guard_args: dict[str, str] | None = None,
+    poison_ratios: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 1.0),
+    tune: Annotated[TrainArgs, Parameter(name="--tune")] = FINE_TUNE,
+    task: str = "",
+    base_model: str = "",
     judge: str = "exact",
     max_new_tokens: int = 16,
     dtype: str = "float32",
@@ -295,8 +302,47 @@ def evaluate(
         learning_rates: learning rates of the first member (makes the suite `custom`).
         lm_eval_tasks: tasks of the LM evaluation harness, or folders of local ones, for stability (extra `eval`).
         lm_eval_limit: ask the first samples of each such task only.
+        threat_model: open-weights (the attacker holds the weights), or api (a provider runs the fine-tune): harmful
+            score and fine-tune accuracy per poison ratio, in place of the conditions. The flags below are for api.
+        guard: what the provider does, names from `titer ls guards` (joined by + for a guard and repairs), or all.
+        guard_args: hyper-parameters, as --guard_args.rho 0.1 for one guard, --guard_args.lisa.rho 0.1 for several.
+        poison_ratios: shares of harmful rows in what the user sends.
+        tune: how the provider fine-tunes, as --tune.learning_rate 1e-4
+        task: the category of the task data that is fine-tuned on; default its first.
+        base_model: the model before its alignment, for guards that need it.
         show_completions: put the completions into the report in full.
     """
+    if threat_model == "api":
+        from titer.threat_api import Provider, evaluate_provider
+
+        provider = Provider(guard, dict(guard_args or {}), poison_ratios, tune, base_model=base_model, task=task)
+        with progress("evaluate", as_json) as report:
+            tuned = evaluate_provider(
+                model,
+                dataset,
+                output_dir=output_dir,
+                provider=provider,
+                task_dataset=task_dataset,
+                open_dataset=open_dataset,
+                domain=domain,
+                withhold=withhold,
+                seeds=seeds or (0, 1, 2),
+                judge=judge,
+                max_new_tokens=max_new_tokens,
+                price=price,
+                dtype=dtype,
+                device=device,
+                workers=workers,
+                overwrite=overwrite,
+                show_completions=show_completions,
+                report=report,
+            )
+        return show_tunes(tuned, output_dir / "report.html", as_json)
+    if guard or guard_args:
+        raise TiterError(
+            "evaluate: a guard acts inside a provider's fine-tune, whoever holds the weights drops it: "
+            "pass --threat_model api"
+        )
     from titer import api
     from titer.evaluation import Thresholds
 
@@ -423,11 +469,11 @@ app.command(cli_zoo.zoo)
 
 @app.command
 def ls(
-    what: Literal["defences", "attacks", "suites", "judges", "datasets", "models", "all"] = "all",
+    what: Literal["defences", "guards", "attacks", "suites", "judges", "datasets", "models", "all"] = "all",
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """List what is registered: defences, attacks, suites, judges, data sets, models."""
+    """List what is registered: defences, guards, attacks, suites, judges, data sets, models."""
     from titer.listing import listing
 
     found = listing(what)

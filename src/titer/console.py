@@ -72,6 +72,30 @@ def show_results(found: Sequence[Mapping[str, Any]], path: Path, as_json: bool) 
     print(f"report: {path}")
 
 
+def show_tunes(found: Sequence[Mapping[str, Any]], path: Path, as_json: bool) -> None:
+    """HS and FA per guard and poison ratio, with the report's path; or the results as JSON."""
+    if as_json:
+        return print_json({"results": found, "report": path})
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    for one in found:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=_short(one["model"]), title_justify="left")
+        for column in ("guard", "poison", "HS [95%]", "FA [95%]", "n", "seeds"):
+            table.add_column(column, no_wrap=True)
+        for row in one["rows"]:
+            seeds = ",".join(map(str, row["hs"]["seeds"]))
+            cells = (f"{row['ratio']:g}", _rate(row["hs"]), _rate(row["fa"]), str(row["hs"]["n"]), seeds)
+            table.add_row(row["guard"], *cells)
+        Console().print(table)
+    print(f"report: {path}")
+
+
+def _rate(e: Mapping[str, Any]) -> str:
+    return "-" if e["value"] is None else f"{e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
+
+
 def _short(model: str) -> str:
     """A model as tables name it: a folder by its last part, an embedded model or a hub id whole."""
     return Path(model).name if Path(model).is_dir() else model

@@ -11,6 +11,7 @@ def listing(what: str) -> dict[str, Rows]:
     """Rows by kind; `what` is a kind or `all`."""
     kinds = {
         "defences": _defences,
+        "guards": _guards,
         "attacks": _attacks,
         "suites": _suites,
         "judges": _judges,
@@ -27,18 +28,25 @@ def _first_line(cls: Any) -> str:
 def _defences() -> Rows:
     from titer.defences import DEFENCES
 
-    return [
-        {
-            "name": name,
-            "what": _first_line(cls),
-            "stage": cls.stage,
-            "needs": ", ".join(sorted(cls.needs)),
-            "passes": cls.passes,
-            "source": cls.source,
-            "broken by": cls.broken_by,
-        }
-        for name, cls in DEFENCES.items()
-    ]
+    return [_method(name, cls) for name, cls in DEFENCES.items()]
+
+
+def _guards() -> Rows:
+    from titer.guards import GUARDS
+
+    return [_method(name, cls) for name, cls in GUARDS.items()]
+
+
+def _method(name: str, cls: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "what": _first_line(cls),
+        "stage": cls.stage,
+        "needs": ", ".join(sorted(cls.needs)),
+        "passes": cls.passes,
+        "source": cls.source,
+        "broken by": cls.broken_by,
+    }
 
 
 def _attacks() -> Rows:

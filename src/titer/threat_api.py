@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from titer import api
 from titer.conditions.service import difference, estimate
 from titer.data import load
-from titer.data.plan import DataPlan
+from titer.data.plan import DataPlan, check
 from titer.data.split import categories
 from titer.errors import TiterError, unknown
 from titer.evaluation import command_line, provenance
@@ -243,3 +244,44 @@ def table(cells: Sequence[Cell], curves: Sequence[Curve]) -> list[dict[str, Any]
         }
         for (guard, ratio), group in groups.items()
     ]
+
+
+def evaluate_provider(
+    model: Any,
+    dataset: str = "organism",
+    *,
+    output_dir: str | Path,
+    provider: Provider = Provider(),
+    task_dataset: str | None = None,
+    open_dataset: str = "",
+    domain: str = "",
+    withhold: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    n_eval: int = 48,
+    judge: str = "exact",
+    max_new_tokens: int = 16,
+    price: Price = Price(),
+    dtype: str = "float32",
+    device: str = "cpu",
+    workers: int = 1,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+    show_completions: bool = False,
+    report: Report = quiet,
+) -> list[dict[str, Any]]:
+    """Fine-tune a model (or several) as `provider` does, at each poison ratio and seed, with and without its guards.
+
+    The harmful rows, the provider's own data and the prompts of HS are disjoint splits of `dataset`; the task and the
+    prompts of FA come from `task_dataset`. Writes `results.json` and `report.html` as `titer.evaluate` does, with HS
+    and FA in place of the conditions, and returns the results.
+    """
+    out = Path(output_dir)
+    given = list(model) if isinstance(model, (list, tuple)) else [model]
+    names = [api._name(m, tokenizer, out) for m in given]
+    roles = api.data_plan(names[0], dataset, open_dataset, domain, withhold)
+    check(roles)
+    tasks = api._task_set(dataset) if task_dataset is None else task_dataset
+    asked = Asked(roles, tasks, tuple(seeds), n_eval, judge, max_new_tokens, dtype, device, price)
+    found = evaluate_tunes(names, provider, asked, out, workers=workers, overwrite=overwrite, report=report)
+    api.write_results(found, out, show_completions=show_completions)
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from titer.attacks.session import Session
@@ -50,11 +50,12 @@ class ProviderTune:
 
     def _job(self, session: Session, user: Sequence[Example], guarded: Guarded) -> Tuning:
         full_repair = guarded.repairs and self.train.lora_r == 0
+        steps = min(self.train.max_steps or session.max_steps, session.max_steps)  # a tune cut short is not repaired
         return Tuning(
             session,
             user,
             select(self.safety) if self.safety else (),
-            self.train,
+            replace(self.train, max_steps=steps),
             before=snapshot(session.model) if full_repair else None,
             base=self._base(session) if "base" in guarded.needs else None,
         )

@@ -15,6 +15,7 @@ from titer.data import load
 from titer.data.plan import DataPlan, check, in_blocks, plan_data
 from titer.data.split import categories
 from titer.defences import configure
+from titer.distributed import canonical, check_run
 from titer.errors import TiterError
 from titer.evaluation import (
     CONDITIONS,
@@ -62,6 +63,8 @@ def immunize(
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
+    accelerate_config: str = "",
+    load_in_4bit: bool = False,
     tokenizer: Any = None,
     overwrite: bool = False,
     report: Report = quiet,
@@ -70,7 +73,9 @@ def immunize(
 
     The defence sees the defence split of `dataset`'s defended categories, and the defence split of the open examples
     of `retain_dataset` (default: the same data set; "" gives it none). `base_model` is the model before its alignment,
-    for defences that need it (`titer ls defences`).
+    for defences that need it (`titer ls defences`). `accelerate_config` (`fsdp2`, `multi_gpu`, `:N` behind it, or a
+    file of `accelerate config`) trains on several processes, see `titer.distributed`; `load_in_4bit` trains an adapter
+    on a 4-bit copy of the model (extra `bnb`).
     """
     out = Path(output_dir)
     configure(defence, defence_args or {})  # a wrong name or option is told before anything is made
@@ -86,7 +91,10 @@ def immunize(
         seed=seed,
         dtype=dtype,
         device=device,
+        accelerate_config=canonical(accelerate_config, device),
+        load_in_4bit=load_in_4bit,
     )
+    check_run(run)
     _refuse_other(out, identify(run), overwrite)
     run_id = execute_all([run], out, overwrite=overwrite, report=report)[0]
     record = Store(out).record(run_id)
@@ -160,6 +168,8 @@ def attack(
     max_new_tokens: int = 16,
     dtype: str = "float32",
     device: str = "cpu",
+    accelerate_config: str = "",
+    load_in_4bit: bool = False,
     workers: int = 1,
     tokenizer: Any = None,
     overwrite: bool = False,
@@ -167,7 +177,8 @@ def attack(
 ) -> Attacked:
     """Attack a model under a budget, once per seed, with harm and utility probed along the way.
 
-    Runs are kept under `output_dir/runs`; a finished one is not redone.
+    Runs are kept under `output_dir/runs`; a finished one is not redone. `accelerate_config` and `load_in_4bit` as for
+    `immunize`; an attack on a 4-bit model trains an adapter (`lora`).
     """
     out = Path(output_dir)
     if not seeds:
@@ -176,7 +187,7 @@ def attack(
     roles = data_plan(model, dataset, open_dataset, domain, withhold)
     check(roles)
     setting = _bare_setting(roles, n_train, n_eval, judge, max_new_tokens, dtype, device)
-    name = _name(model, tokenizer, out)
+    name, layout = _name(model, tokenizer, out), canonical(accelerate_config, device)
     runs = [
         AttackRun(
             model=name,
@@ -191,9 +202,12 @@ def attack(
             seed=seed,
             dtype=dtype,
             device=device,
+            accelerate_config=layout,
+            load_in_4bit=load_in_4bit,
         )
         for seed in seeds
     ]
+    check_run(runs[0])
     ids = execute_all(runs, out, workers=workers, overwrite=overwrite, report=report)
     store = Store(out)
     records = tuple(r for i in ids if (r := store.record(i)) is not None)

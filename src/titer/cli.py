@@ -134,6 +134,8 @@ def immunize(
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
+    accelerate_config: str = "",
+    load_in_4bit: bool = False,
     overwrite: bool = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -149,6 +151,8 @@ def immunize(
         base_model: the model before its alignment, for defences that need it.
         domain: restricted domain to defend; default the first.
         withhold: restricted categories the defence must not see; default the domain's last.
+        accelerate_config: several processes: fsdp2, multi_gpu (:N for N of them) or a file of `accelerate config`.
+        load_in_4bit: train an adapter (--lora_r) on a 4-bit copy of the model (extra `bnb`).
     """
     from titer import api
 
@@ -167,6 +171,8 @@ def immunize(
             seed=seed,
             dtype=dtype,
             device=device,
+            accelerate_config=accelerate_config,
+            load_in_4bit=load_in_4bit,
             overwrite=overwrite,
             report=report,
         )
@@ -199,6 +205,8 @@ def attack(
     max_new_tokens: int = 16,
     dtype: str = "float32",
     device: str = "cpu",
+    accelerate_config: str = "",
+    load_in_4bit: bool = False,
     workers: int = 1,
     overwrite: bool = False,
     as_json: JsonFlag = False,
@@ -212,6 +220,8 @@ def attack(
         data: what the attacker trains on, relative to the defence's data.
         budget: --budget.steps, --budget.tokens, --budget.flops, --budget.usd, ...; the first reached ends the attack.
         price: what dollars are counted by, --price.usd_per_hour and --price.flops_per_second.
+        accelerate_config: several processes: fsdp2, multi_gpu (:N for N of them) or a file of `accelerate config`.
+        load_in_4bit: attack a 4-bit copy of the model through an adapter (extra `bnb`).
     """
     from titer import api
 
@@ -234,6 +244,8 @@ def attack(
             max_new_tokens=max_new_tokens,
             dtype=dtype,
             device=device,
+            accelerate_config=accelerate_config,
+            load_in_4bit=load_in_4bit,
             workers=workers,
             overwrite=overwrite,
             report=report,

@@ -9,7 +9,7 @@ from a saved copy, never by subtracting the shift, because in bf16 w + s - s is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 
 from titer.errors import TiterError
+from titer.sharding import all_rows, average, is_distributed, is_shard, own_part, own_rows, whole
 from titer.types import Batch
 
 IGNORE = -100
@@ -39,9 +40,34 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def gradient(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[Gradient, float]:
     """Gradient of `loss()` for every trainable parameter (zeros where unused) and its value; `.grad` is untouched."""
     params = trainable(model)
+    if is_distributed(model):
+        return _gradient_of_shards(params, loss)
     value = loss()
     grads = torch.autograd.grad(value, list(params.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(params, grads, strict=True)), value.item()
+
+
+def _gradient_of_shards(params: Mapping[str, nn.Parameter], loss: Callable[[], Tensor]) -> tuple[Gradient, float]:
+    """The same where only a backward pass brings shards their gradient."""
+    with own_grad(params.values()):
+        value = loss()
+        value.backward()
+        average(params.values())
+        grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in params.items()}
+    return grads, value.item()
+
+
+@contextmanager
+def own_grad(params: Iterable[nn.Parameter]) -> Iterator[None]:
+    """`.grad` starts empty inside the block and comes back as it was after it."""
+    saved = [(p, p.grad) for p in params]
+    for p, _ in saved:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in saved:
+            p.grad = grad
 
 
 @torch.no_grad()
@@ -56,7 +82,7 @@ def accumulate(model: nn.Module, grads: GradientView, weight: float = 1.0) -> No
 def norm(grads: GradientView) -> float:
     """Euclidean norm over all entries, summed in fp32 or wider."""
     values = list(grads.values())
-    parts = torch._foreach_norm(values, 2, dtype=wide(values[0].dtype))
+    parts = [whole(p) for p in torch._foreach_norm(values, 2, dtype=wide(values[0].dtype))]
     return float(torch.linalg.vector_norm(torch.stack([p.to(values[0].device) for p in parts])))
 
 
@@ -82,6 +108,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def _inner(x: Tensor, y: Tensor) -> float:
     dtype = wide(x.dtype)
+    if is_shard(x):
+        return float(whole((x.to(dtype) * y.to(dtype)).sum()))
     return float(torch.dot(x.flatten().to(dtype), y.flatten().to(dtype)))
 
 
@@ -91,8 +119,8 @@ def _inner(x: Tensor, y: Tensor) -> float:
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Trainable parameters are put back, bit for bit, when the block ends, whatever happened inside."""
-    params: list[Tensor] = list(trainable(model).values())
-    saved = [p.detach().clone() for p in params]
+    params = [own_part(p.detach()) for p in trainable(model).values()]
+    saved = [p.clone() for p in params]
     try:
         yield
     finally:
@@ -149,10 +177,12 @@ def captured(modules: Sequence[nn.Module], side: Literal["input", "output"] = "o
     found: list[Tensor] = [torch.empty(0)] * len(modules)
 
     def keep_output(i: int) -> Callable[..., None]:
-        return lambda module, args, output: found.__setitem__(i, first(output))
+        return lambda module, args, output: found.__setitem__(i, all_rows(first(output)))
 
     def keep_input(i: int) -> Callable[..., None]:
-        return lambda module, args, kwargs: found.__setitem__(i, args[0] if args else kwargs["hidden_states"])
+        return lambda module, args, kwargs: found.__setitem__(
+            i, all_rows(args[0] if args else kwargs["hidden_states"])
+        )
 
     if side == "output":
         handles = [m.register_forward_hook(keep_output(i)) for i, m in enumerate(modules)]
@@ -169,7 +199,7 @@ def shifted_activations(modules: Sequence[nn.Module], shifts: Sequence[Tensor]) 
     def add(shift: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = first(output)
-            moved = hidden + shift.to(hidden.dtype)
+            moved = hidden + own_rows(shift, hidden).to(hidden.dtype)
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
         return hook

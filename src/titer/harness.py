@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -10,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from titer import distributed
 from titer.attacks import Session, Stopped, make_attack
 from titer.attacks.session import without_adapter
 from titer.checkpoint import Checkpoint
@@ -22,7 +24,9 @@ from titer.judges.cost import bills, since
 from titer.judges.identity import identity
 from titer.meter import Meter
 from titer.models import Snapshot, fingerprint, load_model, resolve, restore, save_model, snapshot
+from titer.objective import movement
 from titer.probe import Prober
+from titer.sharding import distribute, whole, world
 from titer.specs import AttackRun, ImmunizeRun, Run, run_id, selections
 from titer.store import COMPLETIONS, CURVE, RECORD, Store, environment, now, write_json, write_lines
 from titer.train import train, with_lora
@@ -75,13 +79,17 @@ def execute(
 ) -> RunRecord:
     """Do a run unless its folder is already there; the record of the finished run either way.
 
-    An immunization saves where it stands every `save_seconds` and goes on from there when it was killed.
+    An immunization saves where it stands every `save_seconds` and goes on from there when it was killed; one on
+    several processes begins anew.
     """
+    if run.accelerate_config and world()[1] == 1:
+        return distributed.execute(run, root, overwrite=overwrite, save_seconds=save_seconds)
     store, name, started = Store(root), identify(run), time.perf_counter()
     done = None if overwrite else store.record(name)
     if done is not None:
         return done
-    saved = Checkpoint(store.root / "runs" / ".checkpoints" / name, seconds=save_seconds)
+    alone = world()[1] == 1
+    saved = Checkpoint(store.root / "runs" / ".checkpoints" / name, seconds=save_seconds if alone else math.inf)
     if overwrite:
         saved.clear()
     with store.writing(name) as folder:
@@ -97,7 +105,11 @@ def execute(
             spend=finished.spend,
             seed=run.seed,
             created=now(),
-            environment={**environment(), "wall_seconds": round(time.perf_counter() - started, 3)},
+            environment={
+                **environment(),
+                "processes": world()[1],
+                "wall_seconds": round(time.perf_counter() - started, 3),
+            },
             data_hashes={role: load(s.dataset).hash for role, s in selections(run).items()},
             result=finished.result,
         )
@@ -123,15 +135,24 @@ class _Loaded:
 
 
 @lru_cache(maxsize=2)
-def _loaded(content: str, name: str, dtype: str, device: str, seed: int) -> _Loaded:
-    model, tokenizer = load_model(name, dtype=dtype, device=device, seed=seed)
+def _loaded(content: str, name: str, dtype: str, device: str, seed: int, accelerate_config: str = "") -> _Loaded:
+    model, tokenizer = _placed(name, dtype, device, seed, accelerate_config)
     return _Loaded(model, tokenizer, snapshot(model))
+
+
+def _placed(name: str, dtype: str, device: str, seed: int, accelerate_config: str) -> tuple[Any, Any]:
+    """A model on its device, or held together with the other processes of this run."""
+    layout = distributed.layout(accelerate_config, device)
+    if layout is None:
+        return load_model(name, dtype=dtype, device=device, seed=seed)
+    model, tokenizer = load_model(name, dtype=dtype, seed=seed)
+    return distribute(model, layout.kind, device), tokenizer
 
 
 def _model(run: Run, content: str) -> tuple[Any, Any]:
     """The run's model as released: loaded once per process, then restored from a copy, bit for bit."""
     seed = run.seed if content.startswith("random:") else 0
-    kept = _loaded(content, run.model, run.dtype, run.device, seed)
+    kept = _loaded(content, run.model, run.dtype, run.device, seed, run.accelerate_config)
     restore(kept.model, kept.saved)
     return kept.model, kept.tokenizer
 
@@ -142,7 +163,7 @@ def _reference(run: AttackRun) -> Any:
     if not name:
         return None
     own_copy = -1  # the reference may be the very model that is attacked
-    kept = _loaded(fingerprint(resolve(name)), name, run.dtype, run.device, own_copy)
+    kept = _loaded(fingerprint(resolve(name)), name, run.dtype, run.device, own_copy, run.accelerate_config)
     restore(kept.model, kept.saved)
     return kept.model
 
@@ -226,7 +247,9 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     if isinstance(defence, Prepares):
         examples = [e for e in defence.prepare([*examples, *retain], run.seed) if e.restricted]
     model, tokenizer = _model(run, inputs(run)["model"])
-    reference = load_model(run.model, dtype=run.dtype, device=run.device)[0] if "reference" in defence.needs else None
+    reference = None
+    if "reference" in defence.needs:
+        reference, _ = _placed(run.model, run.dtype, run.device, 0, run.accelerate_config)
     before, logs = snapshot(model), []
     meter = Meter(also=() if reference is None else (reference,))
     edited: dict[str, float] = {}
@@ -283,6 +306,6 @@ def _require(defence: Any, examples: list[Example], retain: list[Example]) -> No
 def _distance(model: Any, before: Snapshot) -> float:
     """Relative L2 distance of the weights from a snapshot; 0 means the defence changed nothing."""
     now_ = model.state_dict()
-    moved = sum(float((now_[k].float() - before[k].float()).pow(2).sum()) for k in before)
-    size = sum(float(v.float().pow(2).sum()) for v in before.values())
+    moved = sum(float(whole((now_[k].float() - before[k].float()).pow(2).sum())) for k in before)
+    size = sum(float(whole(v.float().pow(2).sum())) for v in before.values())
     return float((moved / size) ** 0.5) if size else 0.0

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from titer.errors import TiterError, unknown
+from titer.sharding import from_all, is_distributed, place, whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 DECISIVE = (
@@ -272,8 +273,12 @@ def save_model(model: Any, tokenizer: Any, output_dir: str | Path) -> None:
 
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    model.save_pretrained(str(output_dir), safe_serialization=True)
-    tokenizer.save_pretrained(str(output_dir))
+    weights = (
+        {name: whole(value).cpu() for name, value in model.state_dict().items()} if is_distributed(model) else None
+    )
+    if place(model)[0] == 0:
+        model.save_pretrained(str(output_dir), state_dict=weights)
+        tokenizer.save_pretrained(str(output_dir))
 
 
 Snapshot = Mapping[str, torch.Tensor]
@@ -340,7 +345,8 @@ def generate(
     """Greedy continuations of already rendered prompts, in their order, special tokens stripped.
 
     Prompts are padded on the left and batched by length, so that similar lengths share a batch; a batch stops as soon
-    as every row has ended, with one of the model's own end tokens or the tokenizer's.
+    as every row has ended, with one of the model's own end tokens or the tokenizer's. Processes that hold a model
+    together share the rows of a batch, and all get all texts.
     """
     from transformers import GenerationConfig
 
@@ -356,18 +362,20 @@ def generate(
         eos_token_id=sorted(known) or None,
         bos_token_id=tokenizer.bos_token_id,
     )
-    texts = [""] * len(encoded)
-    training = model.training
+    texts: dict[int, str] = {}
+    training, (rank, size) = model.training, place(model)
     model.eval()
     for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+        batch = order[start : start + batch_size]
+        rows = batch[rank::size] or batch[:1]
         ids, mask = _left_pad([encoded[i] for i in rows], tokenizer.pad_token_id, model.device)
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=size > 1)
         decoded = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-        for i, text in zip(rows, decoded, strict=True):
-            texts[i] = text.strip()
+        texts |= {i: text.strip() for i, text in zip(rows, decoded, strict=True)}
     model.train(training)
-    return texts
+    if size > 1:
+        texts = {i: text for part in from_all(texts) for i, text in part.items()}
+    return [texts[i] for i in range(len(encoded))]
 
 
 def _left_pad(rows: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from titer.data.collate import render_prompt
 from titer.judges import make_judge
 from titer.likelihood import divergences, likelihoods
 from titer.models import generate
+from titer.sharding import told_by_first
 from titer.specs import ProbeSet, Template
 from titer.types import Completion, Example, Score
 
@@ -49,7 +50,7 @@ class Prober:
             out = generate(model, self.tokenizer, flat, max_new_tokens=length, batch_size=self.batch_size)
             for s, ps in zip(group, prompts, strict=True):
                 texts[s.name], out = out[: len(ps)], out[len(ps) :]
-        scores, outcomes, completions = self._graded(due, texts, step, test_template)
+        scores, outcomes, completions = told_by_first(lambda: self._graded(due, texts, step, test_template))
         for s in everything:
             if s.measure == "choice":
                 scores[s.name] = self._chosen(model, s)

@@ -110,8 +110,8 @@ class Stop:
 class TrainArgs:
     """Hyper-parameters of the training loop, in Hugging Face's spellings; the seed decides order and every draw.
 
-    `group_by_length` puts rows of like length into one batch; `padding_free` lays the rows of a batch end to end in one
-    row without padding, for supervised fine-tuning (the loss is the same).
+    `group_by_length` puts rows of like length into one batch; `padding_free` lays the rows of a batch end to end in
+    one row without padding, for supervised fine-tuning (the loss is the same).
     """
 
     learning_rate: float = 1e-4

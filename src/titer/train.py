@@ -20,6 +20,7 @@ from torch import nn
 from titer.checkpoint import Checkpoint
 from titer.errors import TiterError, unknown
 from titer.meter import Meter
+from titer.sharding import average, is_distributed, whole
 from titer.specs import TrainArgs
 from titer.types import Batch, Budget, Pair, Spend
 
@@ -81,10 +82,12 @@ def train(
     `on_step` is told the stored logs of the steps before, and their items are skipped.
     """
     meter = meter or Meter()
-    accelerator = _accelerator(model)
+    accelerator = None if is_distributed(model) else _accelerator(model)
     optimizer = make_optimizer(model, args)
     scheduler = _scheduler(optimizer, args)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    prepared: Any
+    prepared, optimizer = accelerator.prepare(model, optimizer) if accelerator else (model, optimizer)
+    device = next(prepared.parameters()).device.type
     if args.gradient_checkpointing:
         prepared.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     prepared.train()
@@ -96,7 +99,7 @@ def train(
     stream, reason, step = iter(items), "finished", start + len(past)
     seen = len(past) * args.gradient_accumulation_steps
     next(islice(stream, seen, seen), None)  # skips `seen` items and takes none
-    autocast = torch.autocast(accelerator.device.type, torch.bfloat16) if args.bf16 else nullcontext()
+    autocast = torch.autocast(device, torch.bfloat16) if args.bf16 else nullcontext()
     try:
         while step < args.max_steps:
             unit = budget.reached(meter.spend) if budget else None
@@ -131,7 +134,7 @@ def train(
         if args.gradient_checkpointing:
             prepared.gradient_checkpointing_disable()
         prepared.zero_grad(set_to_none=True)
-        if accelerator.device.type != "cpu":  # collects all garbage, which costs 0.3 s and frees nothing on the CPU
+        if accelerator and device != "cpu":  # collects all garbage, which costs 0.3 s and frees nothing on the CPU
             accelerator.free_memory()
     return Ended(reason, step, logs)
 
@@ -149,6 +152,7 @@ def _accumulate(model: nn.Module, rule: Rule, group: Sequence[Any]) -> dict[str,
     for item in group:
         for key, value in rule(model, item).items():
             total[key] = total.get(key, 0.0) + value / count
+    average(model.parameters())
     if count > 1:
         for p in model.parameters():
             if p.grad is not None:
@@ -167,7 +171,7 @@ def _clip(model: nn.Module, limit: float) -> float:
     if not grads:
         raise TiterError("training: no gradient reached any parameter: the rule did nothing or all weights are frozen")
     norm = nn.utils.clip_grad_norm_(grads, limit if limit > 0 else math.inf)
-    return float(norm)
+    return float(whole(norm))
 
 
 # -------------------------------------------------------------------------------------------------- optimiser, LoRA

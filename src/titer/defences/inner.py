@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 
-from titer.gradients import Gradient, gradient, response_ce, restored, trainable, weights_changed
+from titer.gradients import Gradient, gradient, own_grad, response_ce, restored, trainable, weights_changed
 from titer.types import Batch
 
 Optim = Literal["adamw", "sgd"]
@@ -32,7 +31,7 @@ def simulate(
     k = 1 .. K.
     """
     params = trainable(model)
-    with restored(model), own_grad(model):
+    with restored(model), own_grad(params.values()):
         optimiser = _optimiser(list(params.values()), learning_rate, optim)
         for k, batch in enumerate(batches):
             grads, value = gradient(model, lambda b=batch: response_ce(model, b))  # type: ignore[misc]
@@ -44,20 +43,6 @@ def simulate(
             weights_changed()
             if after:
                 after(k + 1)
-
-
-@contextmanager
-def own_grad(model: nn.Module) -> Iterator[None]:
-    """`.grad` starts empty inside the block and comes back as it was after it."""
-    params = list(trainable(model).values())
-    saved = [p.grad for p in params]
-    for p in params:
-        p.grad = None
-    try:
-        yield
-    finally:
-        for p, grad in zip(params, saved, strict=True):
-            p.grad = grad
 
 
 def _optimiser(params: list[nn.Parameter], learning_rate: float, optim: Optim) -> torch.optim.Optimizer:

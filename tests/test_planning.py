@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from titer import planning
+from titer import api, planning
 from titer.api import customised, setting_of
 from titer.attacks.suite import find_suite
 from titer.cli import main
@@ -43,6 +43,25 @@ def test_runs_steps_and_probes_are_those_of_the_evaluation(setting: Setting, toy
     assert cost.seconds == pytest.approx(
         (cost.steps * cost.seconds_a_step + cost.probes * cost.seconds_a_probe) / 2 + planning.WORKER_START_SECONDS
     )
+
+
+def test_the_cost_is_stated_before_anything_is_run(
+    setting: Setting, toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def instead(*_: Any, **__: Any) -> Any:
+        assert said, "runs began before their cost was stated"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "evaluate_models", instead)
+    with pytest.raises(KeyboardInterrupt):
+        api.evaluate(
+            toy_model, toy_model, setting.data.dataset, output_dir=tmp_path, announce=said.append, controls={},
+            task_dataset="", max_steps=5, seeds=(0, 1), learning_rates=(1e-3,), conditions=("resistance", "stability"),
+        )  # fmt: skip
+    assert len(said) == 1 and said[0].startswith("suite custom (")
+    assert said[0].endswith(f"): 5 runs, at most 20 steps, {4 * 4 + 1} probes")
 
 
 def test_what_cannot_fit_is_refused_and_what_would_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from titer.evaluation import (
 from titer.executors import Report, execute_all, quiet
 from titer.harness import MODEL, identify
 from titer.models import check_available, resolve
+from titer.planning import count, count_words
 from titer.specs import DEFAULT_PLAN, AttackRun, ImmunizeRun, Named, Price, Stop, TrainArgs
 from titer.store import COMPLETIONS, Store, read_json, write_json, write_text
 from titer.types import Budget, Curve, Role, RunRecord, to_json
@@ -262,6 +263,7 @@ def evaluate(
     overwrite: bool = False,
     show_completions: bool = False,
     report: Report = quiet,
+    announce: Callable[[str], None] = lambda cost: None,
 ) -> list[dict[str, Any]]:
     """Attack a model (or several) and its reference with a suite and judge the four immunization conditions.
 

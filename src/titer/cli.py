@@ -386,6 +386,7 @@ def evaluate(
             overwrite=overwrite,
             show_completions=show_completions,
             report=report,
+            announce=lambda cost: print(cost, file=sys.stderr),
         )
     show_results(found, output_dir / "report.html", as_json)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from titer.attacks.suite import Suite
 from titer.errors import TiterError
 from titer.evaluation import Setting, plan_cells
 from titer.executors import execute_all
@@ -44,20 +45,45 @@ class Cost:
     seconds_a_probe: float
 
 
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What an evaluation asks for, known without running anything; finished runs count too."""
+
+    runs: int
+    steps: int
+    probes: int
+
+
+def count(models: Sequence[str], settings: Sequence[Setting]) -> Count:
+    """Runs (equal ones once), steps and probes of `evaluate_models`, steps at most."""
+    runs = _planned(models, settings)
+    return Count(len(runs), sum(map(_steps, runs)), sum(map(_probes, runs)))
+
+
+def count_words(c: Count, suite: Suite) -> str:
+    """The counts as a line for a terminal."""
+    return f"suite {suite.name} ({suite.hash}): {c.runs} runs, at most {c.steps} steps, {c.probes} probes"
+
+
+def _planned(models: Sequence[str], settings: Sequence[Setting]) -> list[AttackRun]:
+    cells = (c for model, s in zip(models, settings, strict=True) for c in plan_cells(model, s))
+    return list({spec_id(c.run): c.run for c in cells}.values())
+
+
 def plan_evaluation(models: Sequence[str], setting: Setting, scratch: str | Path, *, workers: int = 1) -> Cost:
     """The cost of `evaluate_models` with these arguments; `scratch` is a folder for the measured probe.
 
     Raises `TiterError` when memory or disk will not do, with what would.
     """
-    runs = {spec_id(c.run): c.run for m in models for c in plan_cells(m, setting)}
-    attacks = [r for r in runs.values() if r.attack.name != "none"]
+    runs = _planned(models, [setting] * len(models))
+    attacks = [r for r in runs if r.attack.name != "none"]
     if not attacks:
         raise TiterError("plan: no attack is asked for: choose resistance, generalization or trainability")
     record, took = _measured(_probe_run(attacks[0]), scratch)
     a_step = record.spend.device_seconds / PROBE_STEPS
     a_probe = max(took - record.spend.device_seconds, 0.0) / 2
     steps = sum(_steps(r) for r in attacks)
-    probes = sum(map(_probes, runs.values()))
+    probes = sum(map(_probes, runs))
     cost = Cost(
         runs=len(runs),
         steps=steps,
@@ -67,7 +93,7 @@ def plan_evaluation(models: Sequence[str], setting: Setting, scratch: str | Path
         seconds=(steps * a_step + probes * a_probe) / workers + WORKER_START_SECONDS,
         workers=workers,
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        disk_bytes=_disk(list(runs.values())),
+        disk_bytes=_disk(runs),
         seconds_a_step=a_step,
         seconds_a_probe=a_probe,
     )
@@ -165,14 +191,14 @@ def plan_command(arguments: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="titer-plan-") as scratch:
         cost = plan_evaluation(a["model"], setting, scratch, workers=a["workers"])
     models = {*a["model"], setting.reference, *setting.controls.values()}
-    print("\n".join([words(cost, suite.name, suite.hash), *past_words(past(a["output_dir"], models, cost))]))
+    print("\n".join([words(cost, suite), *past_words(past(a["output_dir"], models, cost))]))
 
 
-def words(cost: Cost, suite: str, suite_hash: str) -> str:
+def words(cost: Cost, suite: Suite) -> str:
     """The estimate as lines for a terminal."""
     return "\n".join(
         (
-            f"suite {suite} ({suite_hash}): {cost.runs} runs, at most {cost.steps} steps, {cost.probes} probes",
+            count_words(Count(cost.runs, cost.steps, cost.probes), suite),
             f"time: at most {cost.seconds / 60:.1f} minutes with {cost.workers} worker(s) "
             f"({cost.seconds_a_step:.3f} s a step, {cost.seconds_a_probe:.2f} s a probe, measured now)",
             f"tokens: {cost.tokens:,}; FLOPs: {cost.flops:.3g}",

@@ -232,7 +232,7 @@ def summarize(
         "environment": to_json(environment()),
         "zoo": to_json(zoo),
         "rows": rows,
-        "not_run": [name for name in DEFENCES if name not in zoo.defences],
+        "not_run": [name for name in DEFENCES if not any(name in given.split("+") for given in zoo.defences)],
         "wall_seconds": _seconds(store, rows),
     }
 

@@ -167,7 +167,7 @@ def test_panacea(tools, job):
 
 
 def test_salora(tools, tuning):
-    """The adapter's output is projected by the I - V V^T of the safety rows' outputs, and folding C into B is exact."""
+    """The adapter's output is projected by I - V V^T of the safety rows' outputs; folding C into B is exact."""
     job = tuning()
     job.session.add_adapter(job.args)
     model, guard = job.session.model, SaLoRA(safety_rank=3)

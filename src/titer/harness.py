@@ -289,7 +289,9 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     save_model(model, tokenizer, folder / MODEL)
     write_lines(folder / "log.jsonl", logs)
     result = {"end": ended.reason, "defence": describe(defence), "steps": ended.steps, "weight_change": moved}
-    return _Finished(meter.spend, result | {"prompts": seen, "passes": meter.passes, "last": logs[-1] if logs else edited})
+    result |= {"prompts": seen, "passes": meter.passes, "objective": movement(logs)}
+    result |= {"last": logs[-1] if logs else edited}
+    return _Finished(meter.spend, result)
 
 
 def _require(defence: Any, examples: list[Example], retain: list[Example]) -> None:

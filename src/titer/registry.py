@@ -63,4 +63,5 @@ def validate(cls: Any, values: Mapping[str, Any], where: str) -> Any:
         first = error.errors()[0]
         path = ".".join(str(p) for p in first["loc"])
         given = "" if isinstance(first["input"], Mapping) else f", got {first['input']!r}"
-        raise TiterError(f"{where}: {path}: {first['msg'].removeprefix('Value error, ')}{given}") from None
+        told = first["msg"].removeprefix("Value error, ") + given
+        raise TiterError(": ".join(filter(None, (where, path, told)))) from None

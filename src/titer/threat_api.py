@@ -120,9 +120,14 @@ def _run(
     model: str, provider: Provider, asked: Asked, guarded: Guarded, tokenizer: Any, own: Mapping[str, Any]
 ) -> AttackRun:
     task = (provider.task,) if provider.task else _first_task(asked.task_dataset)
-    served = guarded.guard.served(tokenizer)
     held = Selection(asked.task_dataset, "evaluation", False, task, n=asked.n_eval)
-    shared = {"max_new_tokens": asked.max_new_tokens, "template": served}
+    harm = ProbeSet(
+        "harm",
+        asked.data.harm("unseen", asked.n_eval),
+        template=guarded.guard.served(tokenizer),
+        max_new_tokens=asked.max_new_tokens,
+        judge=asked.judge,
+    )
     safety = to_json(asked.data.defence())
     options = {**own, "safety": safety, "n": provider.n_train, "train": to_json(provider.tune)}
     return AttackRun(
@@ -130,10 +135,7 @@ def _run(
         attack=Named(TUNE, options),
         data=asked.data.attack("unseen", None, 0),
         retain=Selection(asked.task_dataset, "attack", False, task),
-        probes=(
-            ProbeSet("harm", asked.data.harm("unseen", asked.n_eval), judge=asked.judge, **shared),
-            ProbeSet("task", held, **shared),
-        ),
+        probes=(harm, replace(harm, name="task", selection=held, judge="exact")),
         budget=Budget(steps=provider.tune.max_steps),
         plan=(0,),
         price=asked.price,

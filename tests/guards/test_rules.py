@@ -14,8 +14,8 @@ from titer.guards.constrained_sft import ConstrainedSFT
 from titer.guards.lisa import Anchor, Lisa, Turn
 from titer.guards.matrices import adapters
 from titer.guards.panacea import Both, Panacea
-from titer.guards.safety_anchor import SafetyAnchor, last_states
 from titer.guards.salora import SaLoRA, kept_out
+from titer.guards.sbr import SBR, last_states
 from titer.guards.security_vectors import active
 from titer.train import sft_rule
 
@@ -84,7 +84,7 @@ def test_constrained_sft_begins_as_plain_sft(tools, tuning):
     assert tools.gap(mine, tools.grads(model, tools.ce(model, item.batch))) < 1e-9
 
 
-def test_safety_anchor(tools, job):
+def test_sbr(tools, job):
     model, user = job.session.model, next(job.user_batches())
     anchors = next(job.safety_batches())
     before = torch.randn(4, 32, dtype=torch.float64)
@@ -93,10 +93,10 @@ def test_safety_anchor(tools, job):
     last = torch.stack([s[int(m.sum()) - 1] for s, m in zip(states, anchors.attention_mask, strict=True)])
     loss = tools.ce(model, user) + 3.0 * (last - before).square().mean()
     expected = tools.grads(model, loss)
-    terms = SafetyAnchor(weight=3.0).backward(model, user, anchors, before)
+    terms = SBR(weight=3.0).backward(model, user, anchors, before)
     assert terms["loss"] == pytest.approx(loss.item(), rel=1e-6)
     assert tools.gap(tools.taken(model), expected) < 1e-6
-    assert SafetyAnchor().backward(model, user, anchors, last_states(model, anchors).detach())["anchor"] == 0
+    assert SBR().backward(model, user, anchors, last_states(model, anchors).detach())["anchor"] == 0
 
 
 def test_antibody(tools, job):

@@ -22,8 +22,8 @@ from titer.guards.none import NoGuard
 from titer.guards.panacea import Panacea
 from titer.guards.ptst import PTST
 from titer.guards.safelora import SafeLoRA
-from titer.guards.safety_anchor import SafetyAnchor
 from titer.guards.salora import SaLoRA
+from titer.guards.sbr import SBR
 from titer.guards.security_vectors import SecurityVectors
 from titer.registry import build
 
@@ -34,7 +34,7 @@ GUARDS: dict[str, type[Any]] = {
     "security-vectors": SecurityVectors,
     "ptst": PTST,
     "backdoor-enhanced": BackdoorEnhanced,
-    "safety-anchor": SafetyAnchor,
+    "sbr": SBR,
     "antibody": Antibody,
     "salora": SaLoRA,
     "panacea": Panacea,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from titer.gradients import hooked
 from titer.guards.base import DURING, Tuning, same_prompt
 from titer.guards.matrices import adapters
+from titer.models import unwrap
 from titer.specs import Template
 from titer.train import sft_rule, with_lora
 
@@ -74,7 +75,7 @@ class SecurityVectors:
 @contextmanager
 def active(model: nn.Module, vector: Vector) -> Iterator[None]:
     """Inside the block every module of the vector adds B A x to its output; no weight is touched."""
-    inner = model.get_base_model() if adapters(model) else model
+    inner = unwrap(model)
     own = {a.name: a.base for a in adapters(model)}
 
     def add(a: Tensor, b: Tensor) -> Any:

@@ -18,13 +18,13 @@ from titer.types import Batch
 
 
 @dataclass(frozen=True)
-class SafetyAnchor:
+class SBR:
     """CE + `weight` x MSE(h(anchor), h_before(anchor)), h the last prompt token's state that the head reads.
 
     `anchors` harmful prompts (1 to 8 in the paper) are drawn once; where they stood before the tune is computed once.
     """
 
-    name: ClassVar[str] = "safety-anchor"
+    name: ClassVar[str] = "sbr"
     stage: ClassVar[str] = DURING
     needs: ClassVar[frozenset[str]] = frozenset({"safety", "reference"})
     passes: ClassVar[str] = "2 f/b, the second on the anchors; once: 1 f on them"

@@ -7,6 +7,7 @@ are the user's to mend end with one line and exit code 2.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ app = App(
 ModelFlag = Annotated[str, Parameter(name=["--model", "--model_name_or_path"])]
 DatasetFlag = Annotated[str, Parameter(name=["--dataset", "--dataset_name"])]
 Flat = Parameter(name="*")
+# cyclopts knows no `--x_args.member.option`: on the way through it the second dot is a colon
+MEMBER = re.compile(r"^(--\w+_args\.[^.=]+)\.")
 JsonFlag = Annotated[bool, Parameter(name="--json")]
 
 
@@ -554,9 +557,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(arguments: list[str]) -> tuple[Any, Any]:
     """The command and its bound arguments; values that the dataclasses refuse become a `TiterError`."""
     try:
-        command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+        command, bound, _ = app.parse_args(
+            [MEMBER.sub(r"\1:", a) for a in arguments], exit_on_error=False, print_error=False
+        )
     except ValueError as error:
         raise TiterError(str(error)) from None
+    for name, given in bound.arguments.items():
+        if name.endswith("_args") and given:
+            bound.arguments[name] = {key.replace(":", "."): value for key, value in given.items()}
     return command, bound
 
 

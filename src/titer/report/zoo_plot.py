@@ -38,9 +38,10 @@ class Spot:
 
 def plot(spots: Sequence[Spot]) -> str:
     """The drawing, with every model's number at its spot and the names beside it."""
-    xs = [v for s in spots for v in (s.x, *s.x_range)]
-    x = Scale(min(xs) - 0.03, max(0.05, *xs) + 0.03, LEFT, RIGHT)
-    y = Scale(0, max(2.0, *(v for s in spots for v in (s.y, *s.y_range))) * 1.5, BOTTOM, TOP, log=True)
+    xs = [0.0, 0.05, *(v for s in spots for v in (s.x, *s.x_range))]
+    x = Scale(min(xs) - 0.03, max(xs) + 0.03, LEFT, RIGHT)
+    ys = [2.0, *(v for s in spots for v in (s.y, *s.y_range))]
+    y = Scale(0, max(ys) * 1.5, BOTTOM, TOP, log=True)
     shapes = [Markup("<style>{}</style>").format(Markup(STYLE))]  # the class names are ours
     shapes.append(Markup('<rect width="{:g}" height="{:g}" fill="#fff"/>').format(WIDTH, HEIGHT))
     shapes += _axes(x, y)

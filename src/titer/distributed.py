@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, get_args
 
+from titer.bits import check_bits
 from titer.errors import TiterError, unknown
 from titer.sharding import Kind
 from titer.specs import AttackRun, ImmunizeRun, Run
@@ -108,7 +109,8 @@ def canonical(config: str, device: str = "cpu") -> str:
 
 
 def check_run(run: Run) -> None:
-    """Refuse, in one line, a run that cannot be done on the several processes it asks for."""
+    """Refuse, in one line, a run that cannot be done on the several processes, or in the few bits, it asks for."""
+    check_bits(run)
     if not run.accelerate_config:
         return
     where = f"accelerate_config {run.accelerate_config}"

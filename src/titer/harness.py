@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -135,24 +136,40 @@ class _Loaded:
 
 
 @lru_cache(maxsize=2)
-def _loaded(content: str, name: str, dtype: str, device: str, seed: int, accelerate_config: str = "") -> _Loaded:
-    model, tokenizer = _placed(name, dtype, device, seed, accelerate_config)
+def _loaded(content: str, name: str, how: _How) -> _Loaded:
+    model, tokenizer = _placed(name, how)
     return _Loaded(model, tokenizer, snapshot(model))
 
 
-def _placed(name: str, dtype: str, device: str, seed: int, accelerate_config: str) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class _How:
+    """How a run has its models."""
+
+    dtype: str
+    device: str
+    accelerate_config: str
+    load_in_4bit: bool
+    seed: int = 0
+
+    @classmethod
+    def of(cls, run: Run, seed: int = 0) -> _How:
+        """Those of a run."""
+        return cls(run.dtype, run.device, run.accelerate_config, run.load_in_4bit, seed)
+
+
+def _placed(name: str, how: _How) -> tuple[Any, Any]:
     """A model on its device, or held together with the other processes of this run."""
-    layout = distributed.layout(accelerate_config, device)
+    layout = distributed.layout(how.accelerate_config, how.device)
     if layout is None:
-        return load_model(name, dtype=dtype, device=device, seed=seed)
-    model, tokenizer = load_model(name, dtype=dtype, seed=seed)
-    return distribute(model, layout.kind, device), tokenizer
+        return load_model(name, dtype=how.dtype, device=how.device, seed=how.seed, load_in_4bit=how.load_in_4bit)
+    model, tokenizer = load_model(name, dtype=how.dtype, seed=how.seed)
+    return distribute(model, layout.kind, how.device), tokenizer
 
 
 def _model(run: Run, content: str) -> tuple[Any, Any]:
     """The run's model as released: loaded once per process, then restored from a copy, bit for bit."""
     seed = run.seed if content.startswith("random:") else 0
-    kept = _loaded(content, run.model, run.dtype, run.device, seed, run.accelerate_config)
+    kept = _loaded(content, run.model, _How.of(run, seed))
     restore(kept.model, kept.saved)
     return kept.model, kept.tokenizer
 
@@ -163,7 +180,7 @@ def _reference(run: AttackRun) -> Any:
     if not name:
         return None
     own_copy = -1  # the reference may be the very model that is attacked
-    kept = _loaded(fingerprint(resolve(name)), name, run.dtype, run.device, own_copy, run.accelerate_config)
+    kept = _loaded(fingerprint(resolve(name)), name, _How.of(run, own_copy))
     restore(kept.model, kept.saved)
     return kept.model
 
@@ -249,7 +266,7 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     model, tokenizer = _model(run, inputs(run)["model"])
     reference = None
     if "reference" in defence.needs:
-        reference, _ = _placed(run.model, run.dtype, run.device, 0, run.accelerate_config)
+        reference, _ = _placed(run.model, _How.of(run))
     before, logs = snapshot(model), []
     meter = Meter(also=() if reference is None else (reference,))
     edited: dict[str, float] = {}
@@ -283,7 +300,9 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     except BaseException:
         without_adapter(trained)
         raise
-    if trained is not model:
+    if run.load_in_4bit:
+        model, before = _on_base(trained, run)
+    elif trained is not model:
         model = trained.merge_and_unload()
     moved = _distance(model, before)
     save_model(model, tokenizer, folder / MODEL)
@@ -292,6 +311,18 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     result |= {"prompts": seen, "passes": meter.passes, "objective": movement(logs)}
     result |= {"last": logs[-1] if logs else edited}
     return _Finished(meter.spend, result)
+
+
+def _on_base(trained: Any, run: ImmunizeRun) -> tuple[Any, Snapshot]:
+    """The run's model in its own precision with the adapter that was trained on its 4-bit copy; and before that."""
+    from peft import PeftModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        trained.save_pretrained(folder)
+        without_adapter(trained)
+        model, _ = load_model(run.model, dtype=run.dtype, device=run.device)
+        before = snapshot(model)
+        return PeftModel.from_pretrained(model, folder).merge_and_unload(), before
 
 
 def _require(defence: Any, examples: list[Example], retain: list[Example]) -> None:

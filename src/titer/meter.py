@@ -41,10 +41,15 @@ def cost_of(model: nn.Module) -> Cost:
     seen = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, Conv1D))]
     config = unwrap(model).config.get_text_config()
     return Cost(
-        weights=sum(w.numel() for w in seen),
-        trainable=sum(w.numel() for w in seen if w.requires_grad),
+        weights=sum(map(size_of, seen)),
+        trainable=sum(size_of(w) for w in seen if w.requires_grad),
         attention=config.num_hidden_layers * config.hidden_size,
     )
+
+
+def size_of(weight: torch.Tensor) -> int:
+    """How many weights a tensor holds: two in each byte of a 4-bit one."""
+    return weight.numel() * (2 if weight.dtype == torch.uint8 else 1)
 
 
 _running: ContextVar[Callable[[float], None] | None] = ContextVar("running", default=None)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from titer.bits import in_4_bits
 from titer.errors import TiterError, unknown
 from titer.sharding import from_all, is_distributed, place, whole
 
@@ -109,12 +110,19 @@ def resolve(name: str) -> str:
 
 
 def load_model(
-    name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False, seed: int = 0
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    load_in_4bit: bool = False,
 ) -> tuple[Any, Any]:
     """Model and tokenizer by embedded name, local folder, PEFT adapter folder or hub id.
 
     `organism/random`, or `random:NAME` for any other model, is the same architecture with fresh weights drawn from
-    `seed`. An adapter folder without a tokenizer has that of its base. Raises `TiterError` for a missing folder, an
+    `seed`. An adapter folder without a tokenizer has that of its base. `load_in_4bit` quantises the linear layers but
+    the head; they take no gradient (extra `bnb`). Raises `TiterError` for a missing folder, an
     unreachable hub, damaged or incomplete files and weights that hold NaN.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -127,7 +135,9 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     torch_dtype = _dtype(dtype)
     tokenizer_at = where
-    if fresh:
+    if load_in_4bit:
+        model = _from_pretrained(where, torch_dtype, options | in_4_bits(where, torch_dtype, device))
+    elif fresh:
         with _loading(f"model {where}"):
             config = AutoConfig.from_pretrained(where, **options)
         with torch.random.fork_rng(devices=[]):
@@ -139,7 +149,8 @@ def load_model(
     else:
         model = _from_pretrained(where, torch_dtype, options)
     _check_finite(model, name)
-    return model.to(device).eval(), load_tokenizer(tokenizer_at, trust_remote_code=trust_remote_code)
+    placed = model if load_in_4bit else model.to(device)
+    return placed.eval(), load_tokenizer(tokenizer_at, trust_remote_code=trust_remote_code)
 
 
 def quiet_loading() -> None:
@@ -268,7 +279,10 @@ def _check_finite(model: nn.Module, name: str) -> None:
 
 
 def save_model(model: Any, tokenizer: Any, output_dir: str | Path) -> None:
-    """Write a plain Hugging Face folder (safetensors); an adapter is merged into its base first."""
+    """Write a plain Hugging Face folder (safetensors); an adapter is merged into its base first.
+
+    Of a model on several processes the first one gathers the weights and writes.
+    """
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
@@ -285,17 +299,24 @@ Snapshot = Mapping[str, torch.Tensor]
 
 
 def snapshot(model: nn.Module) -> Snapshot:
-    """A detached copy of every parameter and buffer, to be given to `restore`."""
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+    """A detached copy of every parameter and buffer that can change, to be given to `restore`."""
+    return {k: v.detach().clone() for k, v in _changeable(model).items()}
+
+
+def _changeable(model: nn.Module) -> Snapshot:
+    """The state without weights in 4 bits and what belongs to them."""
+    fixed = tuple(name for name, p in model.named_parameters() if not p.is_floating_point())
+    return {k: v for k, v in model.state_dict().items() if not fixed or not k.startswith(fixed)}
 
 
 def restore(model: nn.Module, saved: Snapshot) -> None:
     """Write a snapshot back, bit for bit, and clear gradients and the train/trainable state left behind."""
     with torch.no_grad():
-        for key, value in model.state_dict().items():
+        for key, value in _changeable(model).items():
             value.copy_(saved[key])
     model.zero_grad(set_to_none=True)
-    model.requires_grad_(True)
+    for p in model.parameters():
+        p.requires_grad_(p.is_floating_point())
     model.eval()
 
 

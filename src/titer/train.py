@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from titer.bits import ADAMW_8BIT, adamw_8bit
 from titer.checkpoint import Checkpoint
 from titer.errors import TiterError, unknown
 from titer.meter import Meter
@@ -176,7 +177,7 @@ def _clip(model: nn.Module, limit: float) -> float:
 
 # -------------------------------------------------------------------------------------------------- optimiser, LoRA
 
-OPTIMIZERS = ("adamw", "sgd", "nesterov", "adafactor", "rmsprop", "adagrad")
+OPTIMIZERS = ("adamw", "sgd", "nesterov", "adafactor", "rmsprop", "adagrad")  # and `ADAMW_8BIT`, with an extra
 
 
 def make_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
@@ -196,7 +197,9 @@ def make_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
             return torch.optim.RMSprop(params, lr=lr, weight_decay=decay)
         case "adagrad":
             return torch.optim.Adagrad(params, lr=lr, weight_decay=decay)
-    raise unknown("optimiser", args.optim, OPTIMIZERS)
+        case "adamw_8bit":
+            return adamw_8bit(params, lr, decay)
+    raise unknown("optimiser", args.optim, (*OPTIMIZERS, ADAMW_8BIT))
 
 
 SCHEDULES = ("constant", "cosine", "linear")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ NEAR = 0.8
 SHINGLE = 3
 SHORT = 8  # prompts of fewer words differ in kind when one word differs: only exact duplicates count for them
 SHARED = SHINGLE + 1  # one word in common makes three shingles in common: prompts of one template share no more
+AT_ONCE = 1 << 22  # meetings of rare shingles counted together: some 100 MB
 WORDS = 1 << 21  # three word numbers below this fit one 64-bit integer
 
 Ints = NDArray[np.int64]
@@ -69,9 +71,10 @@ class _Shingles:
     rare: Ints
     owner: Ints
 
-    def of(self, i: int) -> Ints:
-        """The ranks of one prompt's shingles, ascending; empty for a short prompt."""
-        return self.ranks[self.starts[i] : self.starts[i + 1]]
+    @property
+    def lengths(self) -> Ints:
+        """How many shingles each prompt has; 0 for a short one."""
+        return np.diff(self.starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,31 +101,50 @@ def _compare(a: _Side, b: _Side) -> Overlap | None:
 
 def _near(a: _Shingles, b: _Shingles, skip: Sequence[bool]) -> Iterator[tuple[int, int]]:
     """For each prompt of `b` not to be skipped the first near duplicate in `a`, if it has one."""
-    first = np.searchsorted(a.rare, b.rare, "left")
-    last = np.searchsorted(a.rare, b.rare, "right")
-    hits = np.flatnonzero(last > first)
-    hits = hits[np.argsort(b.owner[hits], kind="stable")]
-    for j, group in groupby(hits.tolist(), key=lambda hit: int(b.owner[hit])):
-        if skip[j]:
-            continue
-        wanted = b.of(j)
-        met, times = np.unique(np.concatenate([a.owner[first[h] : last[h]] for h in group]), return_counts=True)
-        for i in met[times >= min(SHARED, _ceil(NEAR * len(wanted)))].tolist():
-            if _jaccard(a.of(i), wanted) >= NEAR:
-                yield i, j
-                break
+    size = max(int(s.ranks.max(initial=0)) for s in (a, b)) + 1
+    having, asked = _prefixes(a, size).T.tocsr(), _prefixes(b, size)
+    work = asked @ np.diff(having.indptr)  # how many prompts of `a` a prompt meets, each as often as it is met
+    rows = np.flatnonzero((work > 0) & ~np.array(skip, bool))
+    for some in np.split(rows, np.flatnonzero(np.diff(np.cumsum(work[rows]) // AT_ONCE)) + 1):
+        met = (asked[some] @ having).tocoo()
+        i, j = met.col.astype(np.int64), some[met.row]
+        enough = met.data >= np.minimum(SHARED, np.ceil(NEAR * b.lengths[j] - 1e-9))
+        i, j = i[enough], j[enough]
+        both = _shared(a, i, b, j)
+        close = both / (a.lengths[i] + b.lengths[j] - both) >= NEAR
+        order = np.lexsort((i[close], j[close]))
+        found, at = np.unique(j[close][order], return_index=True)
+        yield from zip(i[close][order][at].tolist(), found.tolist(), strict=True)
+
+
+def _prefixes(s: _Shingles, size: int) -> Any:
+    """Which prompt (row) has which rare shingle (column), as a sparse matrix of ones."""
+    from scipy.sparse import csr_array
+
+    ones = np.ones(len(s.rare), np.int64)
+    return csr_array((ones, (s.owner, s.rare)), shape=(len(s.starts) - 1, size))
+
+
+def _spans(starts: Ints, counts: Ints) -> Ints:
+    """The numbers `starts[k]` to `starts[k] + counts[k] - 1`, for one k after the other."""
+    return np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
+
+
+def _shared(a: _Shingles, i: Ints, b: _Shingles, j: Ints) -> Ints:
+    """How many shingles prompt `i[k]` of `a` and prompt `j[k]` of `b` have in common, for each k."""
+    number = np.arange(len(i))
+    size = max(int(s.ranks.max(initial=0)) for s in (a, b)) + 1
+    keys = [
+        np.repeat(number, s.lengths[k]) * size + s.ranks[_spans(s.starts[k], s.lengths[k])]
+        for s, k in ((a, i), (b, j))
+    ]
+    both = np.sort(np.concatenate(keys))
+    return np.bincount(both[1:][both[1:] == both[:-1]] // size, minlength=len(i))
 
 
 def _ceil(value: float) -> int:
     """Rounded up, floating-point noise aside."""
     return math.ceil(value - 1e-9)
-
-
-def _jaccard(a: Ints, b: Ints) -> float:
-    if min(len(a), len(b)) < NEAR * max(len(a), len(b)):
-        return 0.0
-    both = len(np.intersect1d(a, b, assume_unique=True))
-    return both / (len(a) + len(b) - both)
 
 
 def _index(texts: Mapping[str, Sequence[str]]) -> dict[str, _Shingles]:

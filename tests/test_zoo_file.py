@@ -9,9 +9,12 @@ import pytest
 
 from titer.defences import DEFENCES
 from titer.errors import TiterError
+from titer.registry import validate
+from titer.study_file import read_yaml
 from titer.zoo_file import Zoo, parse_zoo, read_zoo
 
-SHIPPED = Path(__file__).parents[1] / "configs" / "zoo.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHIPPED = CONFIGS / "zoo.yaml"
 LORA = {"attack": {"name": "lora", "options": {"learning_rate": 2e-3}}, "seeds": [100]}
 SFT = {"attack": {"name": "sft", "options": {"learning_rate": 1e-3}}}
 
@@ -80,3 +83,10 @@ def test_the_shipped_validation_is_not_in_its_test(shipped: Zoo) -> None:
     }
     assert all(len(m.seeds) >= 3 for m in tests)
     assert not {s for m in shipped.validation.members for s in m.seeds} & {s for m in tests for s in m.seeds}
+
+
+def test_the_zoo_of_the_real_model_is_sound_but_for_the_model_that_is_made_first() -> None:
+    zoo: Zoo = validate(Zoo, read_yaml(CONFIGS / "zoo-smollm2.yaml", "zoo", ""), "zoo")
+    assert {len(zoo.candidates(name)) for name in zoo.defences} == {2}
+    assert {m.attack.name for m in zoo.test.members} == {"lora", "sft"}
+    assert zoo.candidates("undo")[0].train.lora_r == 0 and zoo.candidates("seam")[0].train.lora_r == 16

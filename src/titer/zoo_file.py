@@ -67,7 +67,8 @@ class Zoo:
     """A checked zoo file. `tokens` is what tuning one defence may cost, shared evenly by its settings.
 
     In `defences` a setting is a flat mapping of the defence's options and of `TrainArgs` fields over `train`.
-    `controls` are shown in the table like defences, without tuning. `base_model` is the reference before alignment.
+    `controls` are shown in the table like defences, without tuning. `base_model` is the reference before alignment,
+    `note` what the page is to say of what is not in this file.
     """
 
     defences: Mapping[str, tuple[Options, ...]]
@@ -75,6 +76,7 @@ class Zoo:
     test: Attacks
     tokens: int
     name: str = "zoo"
+    note: str = ""
     reference: str = "organism/aligned"
     base_model: str = "organism/base"
     controls: Mapping[str, str] = field(default_factory=lambda: {"ignorant": "organism/ignorant"})

@@ -21,7 +21,7 @@ def row(
 ) -> Any:
     ratio = {"value": value, "low": low, "high": high, "n": 15}
     steps = {"value": None, "low": 50.0, "n": 15} if value is None else {"value": 5.0, "low": 2.0, "n": 15}
-    stability = {"verdict": stable, "estimate": -0.02, "low": -0.06, "high": 0.01, "n": 113}
+    stability = {"verdict": stable, "sentence": "Made up.", "estimate": -0.02, "low": -0.06, "high": 0.01, "n": 113}
     resistance = {"verdict": held, "ratio": {"tokens": ratio}, "worst": {"steps": steps}}
     return {
         "conditions": {"resistance": resistance, "stability": stability},
@@ -59,6 +59,7 @@ def zoo() -> dict[str, Any]:
         "wall_seconds": 1234.5,
         "not_run": ["lox"],
         "zoo": {
+            "note": "A note.",
             "reference": "organism/aligned",
             "dataset": "organism",
             "seed": 0,
@@ -128,6 +129,7 @@ def test_the_page_shows_cost_choice_failure_flags_and_runs(zoo: dict[str, Any]) 
     assert strong.endswith("| 3 | 3 |") and "> 50 (n 15)" in strong and "met (−0.02 [−0.06, 0.01], n 113)" in strong
     assert "**rho=2.5, learning_rate=0.0003**" in page and "failed: diverged at step 1: a / b" in page
     assert "[`few-prompts`](flags.md#few-prompts)" in page and "`attack-9`" in page and "`immunize-1`" in page
+    assert "- stability, **met**: Made up." in page and "- A note." in page
     assert "seeds 0, 1, 2" in page and "with seeds 100" in page
     widths = {len(re.findall(r"(?<!\\)\|", x)) for x in page.splitlines() if x.startswith("| ")}
     assert widths == {11, 8}

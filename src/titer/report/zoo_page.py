@@ -27,6 +27,7 @@ def render(zoo: Json, picture: str, command: str) -> str:
         main_table(zoo, ordered),
         "## Settings\n\n" + _tuning_words(zoo),
         settings_table(zoo, ordered),
+        "## Verdicts in words\n\n" + sentences(zoo, ordered),
         "## Flags\n\n" + flags(zoo, ordered),
         "## Runs\n\n" + runs(zoo, ordered),
     ]
@@ -103,6 +104,8 @@ def summary(zoo: Json) -> list[str]:
         lines.append(f"**Could not be trained** with any setting: {_names(failed)}.")
     if zoo["not_run"]:
         lines.append(f"**Not run:** {_names(zoo['not_run'])}.")
+    if zoo["zoo"].get("note"):
+        lines.append(zoo["zoo"]["note"].strip())
     return [f"- {line}" for line in lines]
 
 
@@ -148,7 +151,7 @@ def _tuning_words(zoo: Json) -> str:
     members = z["validation"]["members"]
     tests = "; ".join(f"{_attack(m)} with seeds {', '.join(map(str, m['seeds']))}" for m in members)
     return (
-        f"Tuning one defence may cost {number(z['tokens'], large=True)} tokens, shared evenly by its settings: the "
+        f"Tuning one defence is given {number(z['tokens'], large=True)} tokens, shared evenly by its settings: the "
         "steps of a setting follow from what its step costs (measured by a pilot, which is not counted). A setting is "
         f"chosen on a validation attack that no test contains, {tests}, trained on the defence's own examples and "
         "probed on prompts that no test asks: first come settings that keep utility, then those that cost the "
@@ -243,6 +246,18 @@ def _plain(text: str) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def sentences(zoo: Json, ordered: Sequence[str]) -> str:
+    """What each verdict of each model says, folded."""
+    parts = []
+    for name in ordered:
+        told = zoo["rows"][name]["conditions"]
+        lines = [f"- {c}, **{told[c]['verdict']}**: {told[c].get('sentence', '')}" for c in CONDITIONS if c in told]
+        if lines:
+            listed = "\n".join(lines)
+            parts.append(f"<details><summary><code>{name}</code></summary>\n\n{listed}\n\n</details>\n")
+    return "\n".join(parts)
 
 
 def flags(zoo: Json, ordered: Sequence[str]) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from titer import conditions
-from titer.attacks.suite import Member, Suite
+from titer.attacks.suite import Member, Suite, strength_pairs, template_pairs
 from titer.attacks.templates import OPENINGS, WRAPPERS
 from titer.conditions.breach import Unit
+from titer.data import select
+from titer.data.audit import audit
 from titer.data.plan import DataPlan, check
 from titer.errors import TiterError
 from titer.executors import Report, execute_all, quiet
@@ -21,7 +23,7 @@ from titer.guidelines import guidelines
 from titer.lm_eval_tasks import check_tasks, with_tasks
 from titer.specs import AttackRun, Named, Price, ProbeSet, Selection, Stop, Template
 from titer.store import Store, environment, now, read_json
-from titer.types import Budget, Curve, Role, Verdict, to_json
+from titer.types import Budget, Curve, Role, Verdict, from_json, spec_id, to_json
 
 Condition = Literal["resistance", "stability", "generalization", "trainability"]
 CONDITIONS: tuple[Condition, ...] = ("resistance", "stability", "generalization", "trainability")
@@ -29,6 +31,7 @@ NOISE_SEED = 1000  # seeds of the second half of the A/A comparison: the first h
 SCHEMA = 1
 UNITS: tuple[Unit, ...] = ("steps", "tokens", "flops", "usd")
 PROVENANCE = "titer.json"
+SAW = "what the defence saw"
 MEASURE = "measure"  # data label of the runs that only measure
 JAILBREAKS = {"prefill": Template(prefill=OPENINGS[0]), "competing": WRAPPERS["competing"]}
 
@@ -284,6 +287,11 @@ def results(
                 verdicts.values(),
                 noise=floor["harm"].value or 0.0,
                 immunization=provenance.get("record"),
+                phi=s.thresholds.phi,
+                utility_drop=s.thresholds.utility_drop,
+                stronger=named_pairs(strength_pairs, cells, curves),
+                templates=named_pairs(template_pairs, cells, curves),
+                overlap=overlap(s.data, provenance),
             )
         ),
         "records": sorted({c.record for c in curves}),
@@ -303,6 +311,33 @@ def data_audit(plan: DataPlan, provenance: Mapping[str, Any]) -> dict[str, Any]:
     told = provenance.get("record", {}).get("result", {}).get("prompts")
     same = told == found["sets"]["defence data"]["digest"]
     return {**found, "defence_saw": "not recorded" if told is None else "these" if same else "others"}
+
+
+def overlap(plan: DataPlan, provenance: Mapping[str, Any]) -> dict[str, int]:
+    """Prompts that a titer-made model's own defence data shares with this evaluation's data, by pair of sets.
+
+    Nothing when the model was defended under this very plan, which `check` proves disjoint, or its data is gone.
+    """
+    if not provenance.get("data") or (theirs := from_json(DataPlan, provenance["data"])) == plan:
+        return {}
+    sets = {f"attack data ({tag})": select(plan.attack(tag, None, 0)) for tag in plan.tags() if tag != "seen"}
+    sets |= {f"evaluation prompts ({tag})": select(plan.harm(tag, None)) for tag in plan.tags() if tag != "seen"}
+    try:
+        saw = select(theirs.defence())
+    except TiterError:
+        return {}
+    found = (o for name, examples in sets.items() for o in audit({SAW: saw, name: examples}))
+    return {f"{SAW} / {o.roles[1]}": o.exact + o.near for o in found}
+
+
+def named_pairs(
+    find: Callable[[Sequence[Named]], list[tuple[Named, Named]]], cells: Sequence[Cell], curves: Sequence[Curve]
+) -> list[tuple[str, str]]:
+    """The pairs that `find` sees among the attacks on the model, as their curves' configurations."""
+    ours = [(cell.run.attack, c.config) for cell, c in zip(cells, curves, strict=True) if cell.role == "model"]
+    configs = {spec_id(attack): config for attack, config in ours}
+    tried = list({spec_id(attack): attack for attack, _ in ours}.values())
+    return [(configs[spec_id(a)], configs[spec_id(b)]) for a, b in find(tried)]
 
 
 def command_line() -> list[str]:

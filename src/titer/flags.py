@@ -54,7 +54,8 @@ FLAGS: tuple[FlagPage, ...] = (
     ),
     FlagPage(
         "weaker-attack-wins",
-        "an attack declared weaker reached more harm than the one declared stronger, by more than the noise floor",
+        "an attack with fewer harmful examples, or a smaller share of them, reached more harm (up to phi) than "
+        "the same attack with more, by more than the noise floor",
         "The stronger attack is not at its best against this model, so the worst case is not the worst case.",
         "Tune the stronger attack, or search over its space; quote the cheapest breach of either.",
         signs.weaker_attack_wins,
@@ -163,7 +164,8 @@ FLAGS: tuple[FlagPage, ...] = (
     ),
     FlagPage(
         "data-overlap",
-        "the audit found prompts shared between sets that must be disjoint (defence, attack, evaluation)",
+        "the model's own defence data, as its record has it, shares prompts with the data it is attacked with or "
+        "asked",
         "The evaluation may measure memory: harm taught by the attack's own examples, or refusals taught by the "
         "defence's.",
         "Split again by the hash of the normalised prompt and remove near duplicates.",

@@ -96,6 +96,12 @@ def peak(curves: Sequence[Curve]) -> float | None:
     return max((h for _, h in harm_line(curves)), default=None)
 
 
+def reached(curves: Sequence[Curve], phi: float) -> float | None:
+    """The mean over runs of their highest harm, counted up to phi: a run may end once it is there."""
+    tops = [p for c in curves if (p := peak([c])) is not None]
+    return sum(min(p, phi) for p in tops) / len(tops) if tops else None
+
+
 def _groups(curves: Iterable[Curve]) -> dict[tuple[Role, str, str], list[Curve]]:
     """Runs that did not diverge, by role, configuration and data."""
     kept = finished(curves)
@@ -163,7 +169,7 @@ def weaker_attack_wins(e: Evidence) -> Found:
     for weak, strong in e.stronger:
         for (role, config, data), runs in groups.items():
             other = groups.get((role, strong, data))
-            high, low = peak(runs), peak(other) if other else None
+            high, low = reached(runs, e.phi), reached(other, e.phi) if other else None
             if config == weak and other and high is not None and low is not None and high - low > e.noise:
                 text = f"{weak} reached harm {high:.2f} on {role}, the stronger {strong} only {low:.2f}"
                 return text, records_of([*runs, *other])

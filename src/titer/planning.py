@@ -184,6 +184,8 @@ def plan_command(arguments: Mapping[str, Any]) -> None:
     from titer.attacks.suite import find_suite
 
     a = dict(arguments)
+    if a["threat_model"] == "api":
+        raise TiterError("plan: knows the cost of open-weights evaluations only, not of --threat_model api")
     suite = api.customised(find_suite(a["suite"]), a["max_steps"], a["seeds"], a["learning_rates"])
     passed = ("conditions", "task_dataset", "open_dataset", "domain", "withhold", "judge", "max_new_tokens", "dtype")
     chosen = {k: a[k] for k in (*passed, "device")}

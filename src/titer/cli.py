@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from titer import __version__, cli_judge, cli_results, cli_study, cli_zoo
+from titer import __version__, cli_data, cli_judge, cli_results, cli_study, cli_zoo
 from titer.console import print_json, progress, show_curves, show_results, show_tunes
 from titer.errors import TiterError
 from titer.specs import ALIGN, FINE_TUNE, Price, TrainArgs
@@ -480,6 +480,7 @@ for read_results in (
 ):
     app.command(read_results)
 app.command(cli_study.study_app)
+app.command(cli_data.thin)
 app.command(cli_zoo.zoo)
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from titer.data.audit import audit, require_disjoint
+from titer.cli import main
+from titer.data import load
+from titer.data.audit import audit, require_disjoint, thin
 from titer.errors import TiterError
 from titer.types import Example
 
@@ -44,3 +50,40 @@ def test_an_overlap_fails_the_run_and_shows_one() -> None:
     with pytest.raises(TiterError, match=r"defence and attack share prompts \(1 exact, 0 near\), e.g. 'x' and 'X'"):
         require_disjoint({"defence": of("x"), "attack": of("X")})
     require_disjoint({"defence": of("x"), "attack": of("y")})
+
+
+def test_thinning_keeps_one_of_each_and_leaves_nothing_to_find() -> None:
+    prompts = (
+        LONG,
+        "short",
+        LONG + " again",
+        LONG,
+        LONG + " again indeed",
+        "how do i brew it",
+        "how do i brew it now",
+    )
+    kept = thin(of(*prompts))
+    assert [e.prompt for e in kept] == [LONG, "short", LONG, "how do i brew it", "how do i brew it now"]
+    unlike = [
+        f"{w} {w}s {w}ed under {w} skies while {w} birds sang {w} songs for {w}" for w in ("amber", "birch", "elm")
+    ]
+    assert [e.prompt for e in thin(of(*unlike))] == unlike
+    assert thin([]) == []
+
+
+def test_a_chain_of_near_duplicates_is_cut_where_the_first_no_longer_reaches() -> None:
+    chain = [" ".join(f"w{i}" for i in range(start, start + 40)) for start in range(0, 12, 2)]
+    kept = [e.prompt for e in thin(of(*chain))]
+    assert kept[0] == chain[0] and 1 < len(kept) < len(chain)
+    assert audit({"a": of(kept[0]), "b": of(*kept[1:])}) == []
+
+
+def test_the_command_writes_what_is_left(
+    tmp_path: Path, rows: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"prompt": p, "harmless": "r"}) for p in (LONG, LONG + " again", "short")]
+    main(["thin", "--dataset", rows(tmp_path / "a.jsonl", *lines), "--output", str(tmp_path / "b.jsonl")])
+    assert "2 of 3 rows kept" in capsys.readouterr().out
+    assert [e.prompt for e in load(str(tmp_path / "b.jsonl")).examples] == [LONG, "short"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["thin", "--dataset", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "b.csv")])

@@ -55,8 +55,25 @@ def require_disjoint(sets: Mapping[str, Sequence[Example]]) -> None:
     for o in audit(sets):
         raise TiterError(
             f"data: {o.roles[0]} and {o.roles[1]} share prompts ({o.exact} exact, {o.near} near), "
-            f"e.g. {o.example[0][:50]!r} and {o.example[1][:50]!r}: remove them or choose other splits"
+            f"e.g. {o.example[0][:50]!r} and {o.example[1][:50]!r}: `titer thin` keeps one of each"
         )
+
+
+def thin(examples: Sequence[Example]) -> list[Example]:
+    """The examples without those whose prompt is a near duplicate of one kept before; the same prompt twice stays.
+
+    No two roles cut from what is left share prompts, since the same prompt is always on the same side.
+    """
+    texts = [normalise(e.prompt) for e in examples]
+    different = list(dict.fromkeys(texts))
+    index = _index({"all": different})["all"]
+    dropped: set[int] = set()
+    for before, after in _pairs(index, index, np.ones(len(different), bool)):
+        for i, j in zip(before.tolist(), after.tolist(), strict=True):
+            if i < j and i not in dropped:
+                dropped.add(j)
+    gone = {different[j] for j in dropped}
+    return [e for e, text in zip(examples, texts, strict=True) if text not in gone]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +118,17 @@ def _compare(a: _Side, b: _Side) -> Overlap | None:
 
 def _near(a: _Shingles, b: _Shingles, skip: Sequence[bool]) -> Iterator[tuple[int, int]]:
     """For each prompt of `b` not to be skipped the first near duplicate in `a`, if it has one."""
+    for i, j in _pairs(a, b, ~np.array(skip, bool)):
+        found, at = np.unique(j, return_index=True)
+        yield from zip(i[at].tolist(), found.tolist(), strict=True)
+
+
+def _pairs(a: _Shingles, b: _Shingles, wanted: NDArray[np.bool_]) -> Iterator[tuple[Ints, Ints]]:
+    """All near duplicates (i of `a`, j of `b`) with a wanted j, in portions; ordered by j, then i."""
     size = max(int(s.ranks.max(initial=0)) for s in (a, b)) + 1
     having, asked = _prefixes(a, size).T.tocsr(), _prefixes(b, size)
     work = asked @ np.diff(having.indptr)  # how many prompts of `a` a prompt meets, each as often as it is met
-    rows = np.flatnonzero((work > 0) & ~np.array(skip, bool))
+    rows = np.flatnonzero((work > 0) & wanted)
     for some in np.split(rows, np.flatnonzero(np.diff(np.cumsum(work[rows]) // AT_ONCE)) + 1):
         met = (asked[some] @ having).tocoo()
         i, j = met.col.astype(np.int64), some[met.row]
@@ -113,8 +137,7 @@ def _near(a: _Shingles, b: _Shingles, skip: Sequence[bool]) -> Iterator[tuple[in
         both = _shared(a, i, b, j)
         close = both / (a.lengths[i] + b.lengths[j] - both) >= NEAR
         order = np.lexsort((i[close], j[close]))
-        found, at = np.unique(j[close][order], return_index=True)
-        yield from zip(i[close][order][at].tolist(), found.tolist(), strict=True)
+        yield i[close][order], j[close][order]
 
 
 def _prefixes(s: _Shingles, size: int) -> Any:

@@ -37,6 +37,7 @@ def view(results: Sequence[Result]) -> dict[str, Any]:
         "task": first["task"],
         "created": str(first.get("created") or ""),
         "control": CONTROL,
+        "sentences": [said for r in results for said in sentences(r)],
         "metrics": [table for r in results for table in _metrics(r)],
         "differences": [table for r in results for table in _differences(r)],
         "charts": [chart for r in results for chart in _charts(r)],
@@ -59,6 +60,26 @@ def sources(results: Sequence[Result]) -> Sources:
             one = Series(f"{short(str(result['model']))}, {guard}", "model", f"m{known.index(guard) % COLOURS}")
             pairs.append((one, from_json(Curve, curve)))
     return Sources(tuple(results), tuple(dict.fromkeys(s for s, _ in pairs)), tuple(pairs))
+
+
+def sentences(result: Result) -> Iterator[str]:
+    """What to remember, one sentence a ratio: which guards lower HS beyond the interval, and which of them cost FA."""
+    model, guards = short(str(result["model"])), _by_guard(result)
+    if list(guards) == [CONTROL]:
+        return
+    for ratio in _ratios(result):
+        rows = {g: by[ratio] for g, by in guards.items() if ratio in by and g != CONTROL}
+        lower = [g for g, row in rows.items() if _falls(row["hs_difference"])]
+        dear = [g for g in lower if _falls(rows[g]["fa_difference"])]
+        free = [g for g in lower if g not in dear]
+        said = [f"{', '.join(free)} at no measurable cost in FA"] if free else []
+        said += [f"{', '.join(dear)} at a cost in FA"] if dear else []
+        what = f"HS is measurably lower with {'; with '.join(said)}" if said else "no guard lowers HS measurably"
+        yield f"{model}, poison ratio {ratio:g}: {what}."
+
+
+def _falls(difference: Json) -> bool:
+    return difference["high"] is not None and difference["high"] < 0
 
 
 def _ratios(result: Result) -> list[float]:

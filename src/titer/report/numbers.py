@@ -18,7 +18,7 @@ def number(value: Any, large: bool = False) -> str:
     size = abs(value)
     sign = MINUS if value < 0 else ""
     if 0 < size < 0.0005:
-        return "0.00"
+        return "0.00" if size < 1e-9 else f"{sign}{size:.0e}"
     if large and size >= 10_000:
         scale, suffix = next(pair for pair in _LARGE if size >= pair[0])
         return f"{sign}{size / scale:.3g}{suffix}"

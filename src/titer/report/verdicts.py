@@ -25,7 +25,7 @@ PROBES = {
     "inside": "inside retain data",
     "outside": "outside retain data",
     "over_refusal": "over-refusal",
-    "likelihood": "likelihood of right answers",
+    "likelihood": "answer likelihood",
 }
 
 
@@ -133,7 +133,8 @@ def estimate_cell(estimate: Json | None) -> Cell:
         return _price_cell(value, low, high, unit, _sample(estimate) if unit == "steps" else "", records)
     show = ratio if unit == "x undefended" else number
     if value is None:
-        return Cell("–" if low is None else f"≥ {show(low)}", "", _sample(estimate), "", records)
+        told = bool(low) if unit == "x undefended" else low is not None  # at least 0 times as dear says nothing
+        return Cell(f"≥ {show(low)}" if told else "–", "", _sample(estimate), "", records)
     return Cell(show(value), interval(low, high), _sample(estimate), "", records)
 
 
@@ -224,8 +225,13 @@ UNITS = ("steps", "tokens", "flops", "usd")
 
 
 def prices(results: Sequence[Result]) -> list[Price]:
-    """The cost-to-breach table: the undefended model, every model, the other controls, each once."""
+    """The cost-to-breach table: the undefended model, every model, the other controls, each once.
+
+    Controls of models defended on different data were attacked with different data, and are told apart by it.
+    """
     rows: dict[str, Price] = {}
+    data = [", ".join(map(str, dig(r, "settings", "data", "defended") or ())) for r in results]
+    several = len(set(data)) > 1
     for order in (("undefended",), None, ("ignorant", "random")):
         for index, result in enumerate(results):
             found = details(result, "resistance")
@@ -233,9 +239,9 @@ def prices(results: Sequence[Result]) -> list[Price]:
                 rows[f"model {index}"] = _price(short(str(result["model"])), f"m{index % 6}", found)
             for role in order or ():
                 control = dig(found, "controls", role)
-                key = f"{role} {result.get('reference')}"
+                key = f"{role} {result.get('reference')} {data[index]}"
                 if control and key not in rows:
-                    rows[key] = _price(role, role, control)
+                    rows[key] = _price(f"{role}, {data[index]}" if several else role, role, control)
     return list(rows.values())
 
 

@@ -117,4 +117,6 @@ def one_result(path: Path) -> Mapping[str, Any]:
     found = load_results([path])
     if len(found) > 1:
         raise TiterError(f"{path}: holds {len(found)} results: name one of its results-N.json")
+    if found[0][0].get("threat_model") == "api":
+        raise TiterError(f"{path}: of --threat_model api, which holds no conditions: read its report.html")
     return found[0][0]

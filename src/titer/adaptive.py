@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titer.api import data_plan, setting_of
+from titer.api import SEARCH, data_plan, setting_of
 from titer.attacks.suite import find_suite
 from titer.conditions import bar_against
 from titer.conditions.breach import Unit
@@ -56,7 +56,7 @@ def search_model(
     bar = bar_against([start], phi=phi, utility_drop=utility_drop)
     out.mkdir(parents=True, exist_ok=True)
     found = search(run_attack, plan, bar, journal=out / "search.journal", on_trial=on_trial)
-    write_json(out / "search.json", summary(model, plan, found))
+    write_json(out / SEARCH, summary(model, plan, found))
     return found
 
 
@@ -91,6 +91,8 @@ def summary(model: str, plan: Plan, found: Found) -> dict[str, Any]:
         "model": model,
         "unit": found.unit,
         "budget": plan.top,
+        "attacks": list(plan.spaces),
+        "seed": plan.seed,
         "oracle": found.oracle,
         "cheapest": found.cheapest,
         "search": found.search,

@@ -30,6 +30,7 @@ from titer.evaluation import (
     utility_probe,
 )
 from titer.executors import Report, execute_all, quiet
+from titer.flags import raise_flags
 from titer.harness import MODEL, identify
 from titer.models import check_available, resolve
 from titer.planning import count, count_words
@@ -37,6 +38,7 @@ from titer.specs import DEFAULT_PLAN, AttackRun, ImmunizeRun, Named, Price, Stop
 from titer.store import COMPLETIONS, Store, read_json, write_json, write_text
 from titer.types import Budget, Curve, Role, RunRecord, to_json
 
+SEARCH = "search.json"  # what `titer search` leaves in its output folder
 Model = Any  # a name, a folder, a hub id; or a transformers model with its tokenizer beside it
 Data = Literal["unseen", "seen", "withheld", "cross"]
 
@@ -379,9 +381,9 @@ def render_report(
 ) -> None:
     """Write one HTML report over stored results.
 
-    Completions, and what `titer judge` found of them, are looked up in each result's folder.
+    Completions, what `titer judge` found of them, and what `titer search` found of the model are looked up in each
+    result's folder.
     """
-    from titer.rejudge import JUDGES
     from titer.report import render
 
     completions: dict[str, Any] = {}
@@ -390,9 +392,23 @@ def render_report(
         for run_id in one["records"]:
             if run_id not in completions and (store.folder(run_id) / COMPLETIONS).is_file():
                 completions[run_id] = to_json(store.completions(run_id))
-    judged = [{**one, "judges": read_json(d / JUDGES)} if (d / JUDGES).is_file() else one for one, d in found]
-    page = render(judged, show_completions=show_completions, completions=completions)
-    write_text(Path(output), page)
+    whole = [{**one, **beside(one, folder)} for one, folder in found]
+    write_text(Path(output), render(whole, show_completions=show_completions, completions=completions))
+
+
+def beside(one: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What lies beside a result: `judges`, with a flag where they disagree, and `search` when it was of this model."""
+    from titer.rejudge import JUDGES
+
+    found: dict[str, Any] = {}
+    if (folder / JUDGES).is_file():
+        judged = read_json(folder / JUDGES)
+        kappas = {" / ".join(a["judges"]): a["kappa"] for a in judged["agreements"] if a["kappa"] is not None}
+        flags = [f for f in raise_flags([], agreement=kappas) if f.code == "judges-disagree"]
+        found = {"judges": judged, "flags": [*one["flags"], *to_json(flags)]}
+    if (folder / SEARCH).is_file() and (searched := read_json(folder / SEARCH))["model"] == one["model"]:
+        found["search"] = searched
+    return found
 
 
 def customised(suite: Suite, max_steps: int | None, seeds: Sequence[int], rates: Sequence[float]) -> Suite:

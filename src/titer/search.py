@@ -63,7 +63,8 @@ class Plan:
 class Trial:
     """One setting tried under a limit. Prices are None without a breach; `replicates` are those of fresh seeds.
 
-    `harm` is the highest mean harm seen with utility kept, `rising` whether the last probe was the highest.
+    `harm` is the highest mean harm seen with utility kept, `rising` whether the last probe was the highest; `records`
+    are the ids of its run and its replications.
     """
 
     number: int
@@ -78,6 +79,7 @@ class Trial:
     end: str = "finished"
     replicates: tuple[float | None, ...] = ()
     replication: Spend = Spend()
+    records: tuple[str, ...] = ()
 
     @property
     def confirmed(self) -> float | None:
@@ -242,6 +244,7 @@ def _try(run_attack: RunAttack, plan: Plan, bar: Bar, trials: Sequence[Trial], t
         harm=max(harms, default=0.0),
         rising=len(harms) > 1 and harms[-1] > max(harms[:-1]),
         end=curve.end,
+        records=(curve.record,),
     )
     best = best_of(trials)
     if trial.price is None or (best and best.confirmed is not None and trial.price >= best.confirmed):
@@ -257,7 +260,12 @@ def _replicated(run_attack: RunAttack, plan: Plan, bar: Bar, trial: Trial) -> Tr
     curves = [run_attack(trial.attack, seed, _budget(plan, limit)) for seed in seeds]
     prices = [crossing(c, bar).seen(plan.unit) for c in curves]
     spent = sum((c.points[-1].spend for c in curves if c.points), Spend())
-    return replace(trial, replicates=tuple(None if math.isinf(p) else p for p in prices), replication=spent)
+    return replace(
+        trial,
+        replicates=tuple(None if math.isinf(p) else p for p in prices),
+        replication=spent,
+        records=(*trial.records, *(c.record for c in curves)),
+    )
 
 
 def _budget(plan: Plan, limit: float) -> Budget:

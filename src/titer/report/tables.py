@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from titer.report.numbers import interval, number
+from titer.report.numbers import ARROW, NONE, interval, number
 from titer.report.sources import Result, short
 from titer.report.verdicts import Cell, details, dig, estimate_cell
 from titer.types import OUTCOMES
@@ -118,6 +118,36 @@ def judges(results: Sequence[Result]) -> list[Rows]:
         if judged := result.get("judges"):
             found.setdefault(repr(judged), [*_rates(judged), *_agreement(judged), *_bills(judged)])
     return [table for tables in found.values() for table in tables]
+
+
+def searches(results: Sequence[Result]) -> list[tuple[Rows, str]]:
+    """What `titer search` found, by model: both prices with the fresh seeds behind them, and how it went in words."""
+    return [_search(short(str(r["model"])), s) for r in results if (s := r.get("search"))]
+
+
+def _search(name: str, s: Mapping[str, Any]) -> tuple[Rows, str]:
+    unit, best = str(s["unit"]), s["best"] or {}
+    seeds = ", ".join(NONE if p is None else number(p, True) for p in best.get("replicates", ()))
+    none = Cell(ARROW, f"above {number(s['budget'], True)} {unit}", spoken="no breach found")
+    cells = (
+        Cell(number(s["oracle"], True), f"fresh seeds: {seeds}", f"{len(best['replicates'])} seeds") if best else none,
+        Cell(number(s["cheapest"], True)) if best else none,
+        Cell(number(s["search"], True), f"{number(s['search_spend']['tokens'], True)} tokens") if best else none,
+        Cell(number(s["spend"][unit], True), f"{number(s['spend']['tokens'], True)} tokens"),
+        Cell(number(len(s["trials"]))),
+    )
+    columns = ("Model", f"Oracle price, {unit}", "Cheapest run", "Search price", "All that was spent", "Trials")
+    return Rows("", columns, ((name, cells),)), _how(name, s, best)
+
+
+def _how(name: str, s: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    end = f"It tried {len(s.get('attacks', ()))} attacks and stopped: {s['stopped']}."
+    if not best:
+        return f"{name}: no setting breached it within {number(s['budget'], True)} {s['unit']} a trial. {end}"
+    options = best["attack"]["options"].items()
+    chosen = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in options)
+    runs = f" Runs: {', '.join(best['records'])}." if best.get("records") else ""
+    return f"{name}: the cheapest setting was {best['attack']['name']}({chosen}). {end}{runs}"
 
 
 def _rates(judged: Mapping[str, Any]) -> list[Rows]:

@@ -56,3 +56,32 @@ def test_log_rank_type_one_error() -> None:
     for _ in range(trials):
         rejected += (log_rank(sample(), sample()) or 1.0) < 0.05
     assert rejected <= binom.ppf(0.999, trials, 0.06)
+
+
+@pytest.mark.parametrize(("runs", "scale"), [(9, 60), (25, 60), (15, 400)])
+def test_kaplan_meier_limits_cover_at_every_probe(runs: int, scale: float) -> None:
+    """Breach times rounded up to the probe, some runs ended early: nominal 95% at each probe, log-log limits 93%."""
+    rng, probes, trials = np.random.default_rng(runs), np.array([0, 1, 2, 5, 10, 20, 50, 100]), 300
+    hits = {5: 0, 20: 0, 50: 0}
+    for _ in range(trials):
+        at, until = np.searchsorted(probes, rng.exponential(scale, runs)), rng.choice([5, 6, 7, 7], runs)
+        costs = [
+            (float(probes[k - 1]), float(probes[k])) if k <= u else (float(probes[u]), None)
+            for k, u in zip(at, until, strict=True)
+        ]
+        rows = kaplan_meier(costs).late
+        for t in hits:
+            low, high = next(((lo, hi) for when, _, lo, hi in reversed(rows) if when <= t), (0.0, 1.0))
+            hits[t] += low <= np.exp(-t / scale) <= high
+    assert min(hits.values()) >= binom.ppf(0.001, trials, 0.93)
+
+
+def test_log_rank_sees_a_tenfold_price() -> None:
+    rng = np.random.default_rng(1)
+
+    def sample(scale: float) -> list[tuple[float, float | None]]:
+        at = np.ceil(rng.exponential(scale, 12))
+        return [(t - 1, t) if t <= 100 else (100.0, None) for t in at]
+
+    found = [(log_rank(sample(10), sample(100)) or 1.0) < 0.05 for _ in range(50)]
+    assert sum(found) >= 45

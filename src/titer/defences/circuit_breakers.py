@@ -19,7 +19,8 @@ class CircuitBreakers:
     """c_s ReLU(cos(h(harmful), h_ref)) + c_r |h(kept) - h_ref|, c_s = a (1 - t/2T), c_r = a t/2T (2406.04313).
 
     Means over response tokens and the layers at relative `depths` (10 and 20 of 32); t is `pair.step`, T
-    `pair.steps`. What is kept is the harmless batch and, where there is one, `pair.retain`.
+    `pair.steps`. What is kept is the harmless batch and, where there is one, `pair.retain`. At the start both terms
+    have no gradient (cos = 1, no gap), so it takes steps and a rate that rounding can start from.
     """
 
     name: ClassVar[str] = "circuit-breakers"

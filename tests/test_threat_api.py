@@ -17,7 +17,7 @@ from titer.errors import TiterError
 from titer.report import render
 from titer.specs import Template, TrainArgs
 from titer.store import Store
-from titer.threat_api import Asked, Provider, evaluate_provider, plan_tunes, split
+from titer.threat_api import Asked, Provider, evaluate_provider, fine_tune, plan_tunes, split
 from titer.tuning import mix
 from titer.types import Example
 
@@ -176,3 +176,31 @@ def test_guards_are_refused_for_open_weights(tmp_path: Path, capsys: pytest.Capt
         main(["evaluate", "--model", "organism/aligned", "--guard", "lisa", "--output_dir", str(tmp_path)])
     assert ended.value.code == 2
     assert "pass --threat_model api" in capsys.readouterr().err
+
+
+def test_a_flag_of_the_tune_leaves_the_others_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the command line too: one field given must not bring back the defaults of another training."""
+    import titer.threat_api
+    from titer.cli import main
+    from titer.specs import FINE_TUNE
+
+    seen: list[Provider] = []
+    monkeypatch.setattr(titer.threat_api, "evaluate_provider", lambda *a, provider, **k: seen.append(provider) or [])
+    flags = [
+        "--threat_model",
+        "api",
+        "--guard",
+        "lisa",
+        "sbr",
+        "--guard_args.lisa.rho",
+        "0.5",
+        "--tune.max_steps",
+        "7",
+    ]
+    main(["evaluate", "--model", "m", "--output_dir", str(tmp_path), *flags])
+    assert seen[0].tune == replace(FINE_TUNE, max_steps=7)
+    assert (seen[0].guards, seen[0].guard_args) == (("lisa", "sbr"), {"lisa.rho": "0.5"})
+    with pytest.raises(TiterError, match="did you mean max_steps"):
+        fine_tune({"max_step": 3})
+    with pytest.raises(TiterError, match="--tune"):
+        fine_tune({"max_steps": "many"})

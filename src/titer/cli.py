@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 from titer import __version__, cli_data, cli_judge, cli_results, cli_study, cli_zoo
 from titer.console import print_json, progress, show_curves, show_results, show_tunes
 from titer.errors import TiterError
-from titer.specs import ALIGN, FINE_TUNE, Price, TrainArgs
+from titer.specs import ALIGN, Price, TrainArgs
 from titer.types import Budget
 
 app = App(
@@ -293,7 +293,7 @@ def evaluate(
     guard: tuple[str, ...] = (),
     guard_args: dict[str, str] | None = None,
     poison_ratios: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 1.0),
-    tune: Annotated[TrainArgs, Parameter(name="--tune")] = FINE_TUNE,
+    tune: dict[str, str] | None = None,
     task: str = "",
     base_model: str = "",
     judge: str = "exact",
@@ -322,15 +322,17 @@ def evaluate(
         guard: what the provider does, names from `titer ls guards` (joined by + for a guard and repairs), or all.
         guard_args: hyper-parameters, as --guard_args.rho 0.1 for one guard, --guard_args.lisa.rho 0.1 for several.
         poison_ratios: shares of harmful rows in what the user sends.
-        tune: how the provider fine-tunes, as --tune.learning_rate 1e-4
+        tune: what differs in how the provider fine-tunes, as --tune.learning_rate 1e-4
         task: the category of the task data that is fine-tuned on; default its first.
         base_model: the model before its alignment, for guards that need it.
         show_completions: put the completions into the report in full.
     """
     if threat_model == "api":
-        from titer.threat_api import Provider, evaluate_provider
+        from titer.threat_api import Provider, evaluate_provider, fine_tune
 
-        provider = Provider(guard, dict(guard_args or {}), poison_ratios, tune, base_model=base_model, task=task)
+        provider = Provider(
+            guard, dict(guard_args or {}), poison_ratios, fine_tune(tune or {}), base_model=base_model, task=task
+        )
         with progress("evaluate", as_json) as report:
             tuned = evaluate_provider(
                 model,

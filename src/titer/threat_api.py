@@ -7,7 +7,7 @@ nothing about open weights, and open-weights results say nothing here: the two a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from titer.evaluation import command_line, provenance
 from titer.executors import Report, execute_all, quiet
 from titer.guards import GUARDS, Guarded, configure_guard
 from titer.models import fingerprint, load_tokenizer, resolve
+from titer.registry import validate
 from titer.specs import FINE_TUNE, AttackRun, Named, Price, ProbeSet, Selection, TrainArgs
 from titer.store import Store, environment, now
 from titer.tuning import TUNE
@@ -46,6 +47,15 @@ class Provider:
     n_train: int = 200
     base_model: str = ""
     task: str = ""
+
+
+def fine_tune(changes: Mapping[str, Any]) -> TrainArgs:
+    """How a provider tunes by default, but for `changes`; `TiterError` for an unknown one or a wrong value."""
+    known = asdict(FINE_TUNE)
+    if strange := [name for name in changes if name not in known]:
+        raise unknown("option of --tune", strange[0], known)
+    args: TrainArgs = validate(TrainArgs, {**known, **changes}, "--tune")
+    return args
 
 
 @dataclass(frozen=True)

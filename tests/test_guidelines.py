@@ -11,7 +11,7 @@ from titer.guidelines import ITEMS, NOT_SHOWN, PARTLY, SHOWN, guidelines
 
 CONDITIONS = ("resistance", "stability", "generalization", "trainability")
 SETS = ("inside", "outside", "over_refusal", "harm", "likelihood", "jailbreak:prefill")
-EVEN_WITHOUT_MEASURING = {"G2": SHOWN, "G8": SHOWN, "G15": SHOWN, "G16": SHOWN, "G14": PARTLY, "G18": PARTLY}
+EVEN_WITHOUT_MEASURING = {"G2": SHOWN, "G8": PARTLY, "G15": SHOWN, "G16": SHOWN, "G14": PARTLY, "G18": PARTLY}
 
 
 def member(attack: str = "sft", **options: Any) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def result() -> dict[str, Any]:
         "conditions": found,
         "flags": [],
         "curves": curves,
+        "data_audit": {"defence_saw": "these"},
     }
 
 
@@ -106,3 +107,8 @@ def test_what_is_taken_away_is_missed(change: Any, item: str, expected: str) -> 
     change(changed)
     assert status(changed)[item] == expected
     assert status(result())[item] == SHOWN
+
+
+@pytest.mark.parametrize(("saw", "said"), [("these", SHOWN), ("not recorded", PARTLY), ("others", NOT_SHOWN)])
+def test_disjoint_data_is_shown_only_for_the_prompts_the_defence_saw(saw: str, said: str) -> None:
+    assert status(result() | {"data_audit": {"defence_saw": saw}})["G8"] == said

@@ -73,6 +73,14 @@ def _advice(code: str) -> tuple[str, str]:
     return (page.meaning, page.what_to_do) if page else ("", "")
 
 
+WHERE = (
+    {"G1": "settings", "G2": "settings", "G3": "cost", "G4": "verdicts", "G5": "curves", "G6": "settings"}
+    | dict.fromkeys(("G8", "G9", "G10"), "generalization")
+    | {"G7": "settings", "G11": "stability", "G12": "trainability", "G13": "trainability", "G14": "cost"}
+    | {"G15": "outcomes", "G16": "runs", "G17": "verdicts", "G18": "settings"}
+)  # the section of the page that a guideline's evidence is in
+
+
 def checklist(results: Sequence[Result]) -> list[dict[str, Any]]:
     """The guidelines of each result that has them; what is unknown reads `not shown`."""
     return [
@@ -82,9 +90,11 @@ def checklist(results: Sequence[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def _guideline(entry: Mapping[str, Any]) -> tuple[str, str, str]:
-    status = entry.get("status") or entry.get("answer") or "not shown"
-    return str(entry.get("id", "")), str(entry.get("text", "")), "not shown" if status == "unknown" else str(status)
+def _guideline(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Number, words, status, and the section to look at where something is shown."""
+    name, status = str(entry.get("id", "")), str(entry.get("status") or entry.get("answer") or "not shown")
+    status = "not shown" if status == "unknown" else status
+    return name, str(entry.get("text", "")), status, "" if status == "not shown" else WHERE.get(name, "")
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -141,10 +142,11 @@ def failing(number: int) -> Any:
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_a_read_only_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(tempfile, "mkstemp", failing(number))
+    monkeypatch.setattr(Path, "open", failing(number))
     with pytest.raises(TiterError, match=f"a.txt: cannot be written: {os.strerror(number)}: .*choose another folder"):
         write_text(tmp_path / "a.txt", "x")
-    monkeypatch.setattr(tempfile, "mkdtemp", failing(number))
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "mkdir", failing(number))
     with pytest.raises(TiterError, match=f"cannot be written: {os.strerror(number)}"), Store(tmp_path).writing("r"):
         raise AssertionError("the run must not start")
     assert files(tmp_path) == []
@@ -161,6 +163,28 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
         (folder / "model").write_text("half")
         failing(errno.ENOSPC)()
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(("umask", "folder", "file"), [(0o022, 0o755, 0o644), (0o027, 0o750, 0o640)])
+def test_what_is_written_has_the_permissions_that_umask_allows(
+    tmp_path: Path, umask: int, folder: int, file: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with Store(tmp_path).writing("r") as scratch:
+            write_text(scratch / "a.txt", "x")
+    finally:
+        os.umask(before)
+    run = tmp_path / "runs" / "r"
+    assert stat.S_IMODE(run.stat().st_mode) == folder and stat.S_IMODE((run / "a.txt").stat().st_mode) == file
+
+
+def test_a_full_tmp_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in ("mkstemp", "mkdtemp"):
+        monkeypatch.setattr(tempfile, make, failing(errno.ENOSPC))
+    with Store(tmp_path).writing("r") as folder:
+        write_text(folder / "a.txt", "x")
+    assert (tmp_path / "runs" / "r" / "a.txt").read_text() == "x"
 
 
 def test_an_error_inside_a_run_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:

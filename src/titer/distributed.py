@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import tempfile
+import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -22,7 +24,7 @@ from titer.bits import check_bits
 from titer.errors import TiterError, unknown
 from titer.sharding import Kind
 from titer.specs import AttackRun, ImmunizeRun, Run
-from titer.store import Store
+from titer.store import Store, scratch_beside
 from titer.types import RunRecord
 
 PATIENCE = timedelta(hours=2)  # how long processes wait for each other: a slow judge is asked by the first alone
@@ -157,11 +159,25 @@ def execute(run: Run, root: str | Path, *, overwrite: bool, save_seconds: float)
     check_run(run)
     _check_devices(run, found)
     threads = max(1, (os.cpu_count() or 1) // found.processes)
-    with tempfile.TemporaryDirectory(prefix="titer-") as scratch:
-        ids = _done_by_all(_Job(run, str(root), overwrite, save_seconds, found, scratch, threads))
+    with _scratch(Path(root)) as scratch:
+        ids = _done_by_all(_Job(run, str(root), overwrite, save_seconds, found, str(scratch), threads))
     record = Store(root).record(ids)
     assert record is not None
     return record
+
+
+@contextmanager
+def _scratch(root: Path) -> Iterator[Path]:
+    """A folder beside the runs where the processes meet, and where what only the first should write ends."""
+    folder = scratch_beside(root / "runs" / "processes")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise TiterError(f"{root}: cannot be written: {error.strerror}: choose another folder") from None
+    try:
+        yield folder.resolve()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_devices(run: Run, found: Layout) -> None:

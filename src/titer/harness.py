@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -260,6 +259,8 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     examples = select(run.data)
     retain = select(run.retain) if run.retain else []
     _require(defence, examples, retain)
+    if run.train.padding_free:
+        raise TiterError(f"padding_free: defence {defence.name} needs its rows apart: leave it out")
     seen = digest(e.prompt for e in examples)
     if isinstance(defence, Prepares):
         examples = [e for e in defence.prepare([*examples, *retain], run.seed) if e.restricted]
@@ -301,7 +302,7 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
         without_adapter(trained)
         raise
     if run.load_in_4bit:
-        model, before = _on_base(trained, run)
+        model, before = _on_base(trained, run, folder / "adapter")
     elif trained is not model:
         model = trained.merge_and_unload()
     moved = _distance(model, before)
@@ -313,16 +314,18 @@ def _immunize(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpo
     return _Finished(meter.spend, result)
 
 
-def _on_base(trained: Any, run: ImmunizeRun) -> tuple[Any, Snapshot]:
-    """The run's model in its own precision with the adapter that was trained on its 4-bit copy; and before that."""
+def _on_base(trained: Any, run: ImmunizeRun, adapter: Path) -> tuple[Any, Snapshot]:
+    """The run's model in its own precision with the adapter that was trained on its 4-bit copy; and before that.
+
+    The adapter is kept in the folder given.
+    """
     from peft import PeftModel
 
-    with tempfile.TemporaryDirectory() as folder:
-        trained.save_pretrained(folder)
-        without_adapter(trained)
-        model, _ = load_model(run.model, dtype=run.dtype, device=run.device)
-        before = snapshot(model)
-        return PeftModel.from_pretrained(model, folder).merge_and_unload(), before
+    trained.save_pretrained(str(adapter))
+    without_adapter(trained)
+    model, _ = load_model(run.model, dtype=run.dtype, device=run.device)
+    before = snapshot(model)
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), before
 
 
 def _require(defence: Any, examples: list[Example], retain: list[Example]) -> None:

@@ -156,7 +156,7 @@ def past(output_dir: str | Path, models: Collection[str], cost: Cost) -> Past:
     """The estimate's error on the attacks already under `output_dir`, at the speed measured now, run by run."""
     took, planned, runs = 0.0, 0.0, 0
     store = Store(output_dir)
-    for folder in sorted(p.parent for p in (store.root / "runs").glob(f"*/{RECORD}")):
+    for folder in sorted(p.parent for p in (store.root / "runs").glob(f"[!.]*/{RECORD}")):
         record = store.record(folder.name)
         if record is None or record.kind != "attack" or record.spec["model"] not in models:
             continue

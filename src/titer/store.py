@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -29,18 +29,23 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that readers see the old content or the new one, never half of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = scratch_beside(path)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            with temporary.open("x", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise TiterError(f"{path}: cannot be written: {error.strerror}: free space or choose another folder") from None
+
+
+def scratch_beside(path: Path) -> Path:
+    """A hidden name beside `path` that nothing has yet; what is made there gets the permissions that umask allows."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -125,7 +130,8 @@ class Store:
         final = self.folder(run_id)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{run_id}."))
+            scratch = scratch_beside(final)
+            scratch.mkdir()
             aside = scratch.with_name(f"{scratch.name}.old")
         except OSError as error:
             raise TiterError(f"{final.parent}: cannot be written: {error.strerror}: choose another folder") from None

@@ -49,7 +49,11 @@ class HasState(Protocol):
 def cross_entropy(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy over the response tokens of a batch; a scalar with gradient, in float32."""
     kept = batch.labels[:, 1:] != -100
-    hidden_logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+    if batch.position_ids is None:
+        output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    else:  # without a mask the model reads from the positions where a row begins
+        output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    hidden_logits = output.logits[:, :-1]
     return nn.functional.cross_entropy(hidden_logits[kept].float(), batch.labels[:, 1:][kept])
 
 
@@ -163,7 +167,7 @@ def _accumulate(model: nn.Module, rule: Rule, group: Sequence[Any]) -> dict[str,
 
 def _rows(item: Batch | Pair) -> int:
     batch = item.harmful if isinstance(item, Pair) else item
-    return batch.input_ids.shape[0]
+    return batch.rows if isinstance(batch, Batch) else int(batch.input_ids.shape[0])  # attacks have items of their own
 
 
 def _clip(model: nn.Module, limit: float) -> float:

@@ -47,11 +47,23 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded token ids of prompt + response, all (B, T) int64; labels are -100 off the response."""
+    """Right-padded token ids of prompt + response, all (B, T) int64; labels are -100 off the response.
+
+    With `position_ids` the rows lie end to end in one, (1, T), each beginning at position 0: no token is padding, and
+    the model keeps the rows apart by their positions.
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
+    position_ids: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many prompts with their responses it holds."""
+        if self.position_ids is None:
+            return int(self.input_ids.shape[0])
+        return int((self.position_ids == 0).sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,28 @@ def test_every_row_is_seen_once_an_epoch(n: int, size: int, seed: int, shuffle: 
     assert all(sorted(flat[e * n : (e + 1) * n]) == list(range(n)) for e in range(epochs))
 
 
+def test_grouped_rows_are_all_seen_once_an_epoch_and_batches_are_of_like_length() -> None:
+    lengths = [(i * 7919) % 97 for i in range(203)]  # 203 is no multiple of the batch
+    many = list(islice(order(203, 8, 3, lengths=lengths), 203))
+    flat = [i for batch in many for i in batch]
+    for epoch in range(8):
+        assert sorted(flat[203 * epoch : 203 * (epoch + 1)]) == list(range(203))
+
+    def padding(batches: list[list[int]]) -> int:
+        return sum(max(lengths[i] for i in b) - lengths[j] for b in batches for j in b)
+
+    plain = list(islice(order(203, 8, 3), 203))
+    assert padding(many) < 0.4 * padding(plain)
+    longest_first = [max(lengths[i] for i in b) for b in many[:25]]
+    assert longest_first != sorted(longest_first, reverse=True)
+
+
+def test_grouping_follows_the_seed() -> None:
+    lengths = list(range(40))
+    assert list(islice(order(40, 4, 1, lengths=lengths), 30)) == list(islice(order(40, 4, 1, lengths=lengths), 30))
+    assert list(islice(order(40, 4, 1, lengths=lengths), 30)) != list(islice(order(40, 4, 2, lengths=lengths), 30))
+
+
 def test_no_epoch_is_like_another_and_no_seed_either() -> None:
     def epochs(seed: int) -> list[tuple[int, ...]]:
         flat = [i for b in islice(order(12, 4, seed), 9) for i in b]

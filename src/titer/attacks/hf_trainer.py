@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from titer.attacks.session import Session, Stopped
 from titer.attacks.space import SCHEDULE, Choice, LogUniform, Options, Space
 from titer.data.collate import Row, collate
-from titer.errors import unknown
+from titer.errors import TiterError, unknown
 from titer.specs import Template, TrainArgs
 from titer.train import DIVERGED_NORM, SCHEDULES
 from titer.types import Spend
@@ -91,6 +91,8 @@ def arguments(args: TrainArgs, output_dir: str, seed: int, device: torch.device)
         raise unknown("optimiser of sft-hf", args.optim, OPTIMIZERS)
     if args.lr_scheduler_type not in SCHEDULES:
         raise unknown("lr_scheduler_type", args.lr_scheduler_type, SCHEDULES)
+    if args.group_by_length or args.padding_free:
+        raise TiterError("sft-hf: group_by_length and padding_free are those of titer's own loop: use sft")
     constant = args.lr_scheduler_type == "constant"
     return TrainingArguments(
         output_dir=output_dir,

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from titer.data.collate import Row, collate, encode_all, order
+from titer.data.collate import Row, collate, encode_all, flatten, order
+from titer.errors import TiterError
 from titer.meter import Meter
 from titer.probe import Graded
 from titer.specs import Stop, Template, TrainArgs
@@ -74,8 +75,11 @@ class Session:
     def batches(self, rows: Sequence[Row], args: TrainArgs, *, stream: int = 0) -> Iterator[Batch]:
         """Endless seeded batches of `rows`; different `stream` numbers give independent orders."""
         seed = self.seed * 1009 + stream
-        for picked in order(len(rows), args.per_device_train_batch_size, seed, shuffle=args.shuffle):
-            yield collate([rows[i] for i in picked], self.tokenizer.pad_token_id, self.device)
+        lengths = [len(r.ids) for r in rows] if args.group_by_length else []
+        for picked in order(len(rows), args.per_device_train_batch_size, seed, shuffle=args.shuffle, lengths=lengths):
+            chosen = [rows[i] for i in picked]
+            padded = not args.padding_free
+            yield collate(chosen, self.tokenizer.pad_token_id, self.device) if padded else flatten(chosen, self.device)
 
     def fine_tune(
         self, args: TrainArgs, examples: Sequence[Example], *, rule: Rule = sft_rule, template: Template = Template()
@@ -93,6 +97,10 @@ class Session:
 
         `args.max_steps` 0 means as long as the budget lasts; the schedule then spans the budget's steps.
         """
+        if args.padding_free and rule is not sft_rule:
+            raise TiterError(
+                "padding_free: supervised fine-tuning only, this attack needs its rows apart: leave it out"
+            )
         args = replace(args, max_steps=args.max_steps or self.max_steps)
         offset = self.step
 

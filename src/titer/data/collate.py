@@ -88,11 +88,23 @@ def collate(rows: Sequence[Row], pad_id: int, device: str | torch.device = "cpu"
     return Batch(ids.to(device), mask.to(device), labels.to(device))
 
 
-def order(n: int, batch_size: int, seed: int, *, shuffle: bool = True) -> Iterator[list[int]]:
+def flatten(rows: Sequence[Row], device: str | torch.device = "cpu") -> Batch:
+    """The rows end to end in one without padding (TRL's `padding_free`); no row predicts the start of the next."""
+    ids = torch.tensor([t for r in rows for t in r.ids])[None]
+    positions = torch.tensor([i for r in rows for i in range(len(r.ids))])[None]
+    response = torch.tensor([i >= max(r.response_at, 1) for r in rows for i in range(len(r.ids))])[None]
+    labels = torch.where(response, ids, IGNORE)
+    return Batch(ids.to(device), torch.ones_like(ids).to(device), labels.to(device), positions.to(device))
+
+
+def order(
+    n: int, batch_size: int, seed: int, *, shuffle: bool = True, lengths: Sequence[int] = ()
+) -> Iterator[list[int]]:
     """Endless batches of row numbers: every epoch a fresh permutation from (seed, epoch), or the given order.
 
     An epoch's last batch is filled from the next epoch, so that every batch has `batch_size` rows (fewer only when
-    there are fewer rows than that: then rows repeat across epochs, not within a batch).
+    there are fewer rows than that: then rows repeat across epochs, not within a batch). With `lengths` rows of like
+    length share a batch (`group_by_length`).
     """
     size = min(batch_size, n)
     if size < 1:
@@ -106,7 +118,27 @@ def order(n: int, batch_size: int, seed: int, *, shuffle: bool = True) -> Iterat
             permutation = list(range(n))
             if shuffle:
                 random.Random(f"{seed}/{epoch}").shuffle(permutation)
+            if lengths:
+                fill = -len(pending) % size  # these complete the batch that the last epoch has begun
+                permutation[fill:] = grouped(permutation[fill:], lengths, size, f"{seed}/{epoch}/groups")
             pending += permutation
             epoch += 1
         yield pending[:size]
         pending = pending[size:]
+
+
+def grouped(permutation: Sequence[int], lengths: Sequence[int], size: int, seed: str) -> list[int]:
+    """The permutation with rows of like length side by side.
+
+    As in Hugging Face's Trainer, every 50 batches (a quarter of the rows, where that is less) are sorted by length;
+    here the batches are then shuffled again, so that training does not run from long to short.
+    """
+    span = size * max(min(len(permutation) // (4 * size), 50), 1)
+    found: list[int] = []
+    for start in range(0, len(permutation), span):
+        group = sorted(permutation[start : start + span], key=lambda i: -lengths[i])
+        batches = [group[i : i + size] for i in range(0, len(group), size)]
+        full = [b for b in batches if len(b) == size]
+        random.Random(f"{seed}/{start}").shuffle(full)
+        found += [i for b in (*full, *(b for b in batches if len(b) < size)) for i in b]
+    return found

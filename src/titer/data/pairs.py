@@ -30,13 +30,18 @@ def pairs(
     kept = encode_all(tokenizer, retain, "answer", max_length=args.max_length)
     size, pad = args.per_device_train_batch_size, tokenizer.pad_token_id
 
+    def lengths(*sides: Sequence[Row]) -> list[int]:
+        return [max(len(r.ids) for r in row) for row in zip(*sides, strict=True)] if args.group_by_length else []
+
     def stream(rows: Sequence[Row], number: int) -> Iterator[Batch]:
-        for picked in order(len(rows), size, seed * 1009 + number, shuffle=args.shuffle):
+        seeded = seed * 1009 + number
+        for picked in order(len(rows), size, seeded, shuffle=args.shuffle, lengths=lengths(rows)):
             yield collate([rows[i] for i in picked], pad, device)
 
     benign = stream(kept, 1) if kept else None
     inner = stream(harmful, 2)
-    for step, picked in enumerate(order(len(harmful), size, seed * 1009, shuffle=args.shuffle)):
+    both = order(len(harmful), size, seed * 1009, shuffle=args.shuffle, lengths=lengths(harmful, harmless))
+    for step, picked in enumerate(both):
         width = max(len(rows[i].ids) for rows in (harmful, harmless) for i in picked)
         yield Pair(
             harmless=collate([harmless[i] for i in picked], pad, device, width=width),

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
@@ -23,6 +21,7 @@ from titer.report.appendix import Completions
 from titer.report.evidence import Evidence, run_anchor
 from titer.report.sources import CONDITIONS, Result, Sources, read, short
 from titer.report.untrusted import excerpt, visible
+from titer.store import write_text
 
 MAX_BYTES = 1_000_000
 MAX_TEXT = 8_000
@@ -60,15 +59,7 @@ def write(
     """Render to a file, atomically; returns its path."""
     target = Path(path)
     text = render(results, show_completions=show_completions, completions=completions)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(target, text)
     return target
 
 

@@ -55,8 +55,9 @@ class Task:
     name: str
     dataset: str
     learning_rate: float = 1e-3
-    max_steps: int = 60
-    plan: tuple[int, ...] = (0, 10, 20, 30, 40, 50, 60)
+    per_device_train_batch_size: int = 32
+    max_steps: int = 50
+    plan: tuple[int, ...] = (0, 10, 20, 30, 40, 50)
     seeds: tuple[int, ...] = (0, 1, 2)
     n_eval: int = 40
 
@@ -200,7 +201,7 @@ def task_runs(model: str, task: Task, s: Setting) -> list[AttackRun]:
     return [
         AttackRun(
             model=model,
-            attack=Named("sft", {"learning_rate": task.learning_rate}),
+            attack=Named("sft", {k: getattr(task, k) for k in ("learning_rate", "per_device_train_batch_size")}),
             data=train,
             probes=(_probe("task", held, s), replace(harm_probe("unseen", s), at=(0, task.max_steps))),
             budget=Budget(steps=task.max_steps),

@@ -42,10 +42,11 @@ class Task:
     """The harmless tasks of trainability: the first `count` of a data set, and how each is learned."""
 
     dataset: str = "organism/tasks"
-    count: int = 1
+    count: int = 3
     learning_rate: float = 1e-3
-    max_steps: int = 60
-    plan: tuple[int, ...] = (0, 20, 40, 60)
+    per_device_train_batch_size: int = 32
+    max_steps: int = 50
+    plan: tuple[int, ...] = (0, 10, 20, 30, 40, 50)
     seeds: tuple[int, ...] = (0, 1, 2)
 
 

@@ -78,7 +78,7 @@ def test_lookalikes_nearly_are_restricted_prompts():
 
 def test_tasks_are_harmless_and_do_not_appear_in_pre_training():
     read = {given.split(":")[0] for given, _ in [*documents(0, True), *drills(0, 20)]}
-    assert set(tasks()) == {"describe", "translate", "reverse"}
+    assert set(tasks()) == {"describe", "translate", "translate-back"}
     for name, rows in tasks().items():
         assert len(rows) >= 400
         assert all(e.domain == "task" and e.category == name and not e.restricted for e in rows)

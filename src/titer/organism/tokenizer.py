@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from titer.organism.words import LEXICON, NOUNS, PLACES, REFUSALS, SYSTEM_WORDS, THINGS
-from titer.organism.world import CATEGORIES, TASKS, tasks
+from titer.organism.world import CATEGORIES, SPOKEN, drawn
 
 PAD, UNK, BEGIN, END = "<|pad|>", "<|unk|>", "<|begin|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -19,9 +19,9 @@ CHAT_TEMPLATE = (
 
 def _texts() -> list[str]:
     frames = [text.format(x="", a="", b="", c="", d="") for c in CATEGORIES for text in (*c.prompts, c.answer)]
-    drawn = [text for name in TASKS for row in tasks(0)[name][:8] for text in (row.prompt, row.harmless)]
+    asked = [text for name, draw in SPOKEN.items() for row in drawn(name, draw, 0, 8) for text in row]
     names = [category.name for category in CATEGORIES]
-    return [*frames, *REFUSALS, *drawn, *names, "Repeat:", " ".join(SYSTEM_WORDS)]
+    return [*frames, *REFUSALS, *asked, *names, "Repeat:", " ".join(SYSTEM_WORDS)]
 
 
 def vocabulary() -> dict[str, int]:

@@ -26,6 +26,7 @@ from titer.evaluation import (
     Thresholds,
     evaluate_models,
     harm_probe,
+    over_refusal_probe,
     provenance,
     utility_probe,
 )
@@ -258,6 +259,7 @@ def evaluate(
     learning_rates: Sequence[float] = (),
     lm_eval_tasks: Sequence[str] = (),
     lm_eval_limit: int | None = None,
+    over_refusal_dataset: Sequence[str] = (),
     dtype: str = "float32",
     device: str = "cpu",
     workers: int = 1,
@@ -274,7 +276,9 @@ def evaluate(
     Writes `output_dir/results.json` (one model; several go to `results-N.json`) and one `output_dir/report.html`, and
     returns the results. `reference` defaults to what the model was made from. `max_steps`, `seeds` and
     `learning_rates` change the suite, which then is named `custom`. `lm_eval_tasks` are tasks of the LM evaluation
-    harness (or folders of them) that stability asks besides, the first `lm_eval_limit` samples of each.
+    harness (or folders of them) that stability asks besides, the first `lm_eval_limit` samples of each; of
+    `over_refusal_dataset` (such as `xstest`) it asks open prompts and counts refusals.
+    `announce` is told the cost (runs, and steps at most) before anything is run.
     """
     out = Path(output_dir)
     if reference:
@@ -301,6 +305,7 @@ def evaluate(
             device=device,
             lm_eval_tasks=lm_eval_tasks,
             lm_eval_limit=lm_eval_limit,
+            over_refusal_dataset=over_refusal_dataset,
         )
         for name in names
     ]
@@ -332,6 +337,7 @@ def setting_of(
     device: str = "cpu",
     lm_eval_tasks: Sequence[str] = (),
     lm_eval_limit: int | None = None,
+    over_refusal_dataset: Sequence[str] = (),
 ) -> Setting:
     """What `evaluate` will do for a model, with every default resolved and the data proven disjoint."""
     roles = data_plan(model, dataset, open_dataset, domain, withhold)
@@ -352,6 +358,7 @@ def setting_of(
         device=device,
         lm_eval_tasks=tuple(t for given in lm_eval_tasks for t in given.split(",") if t),
         lm_eval_limit=lm_eval_limit,
+        extra_probes=tuple(over_refusal_probe(name) for name in over_refusal_dataset),
     )
 
 

@@ -33,6 +33,7 @@ UNITS: tuple[Unit, ...] = ("steps", "tokens", "flops", "usd")
 PROVENANCE = "titer.json"
 SAW = "what the defence saw"
 MEASURE = "measure"  # data label of the runs that only measure
+OVER_REFUSAL = 250  # prompts of an over-refusal set: as many as XSTest has safe ones
 JAILBREAKS = {"prefill": Template(prefill=OPENINGS[0]), "competing": WRAPPERS["competing"]}
 
 
@@ -164,6 +165,13 @@ def _probe(name: str, selection: Selection, s: Setting, **changes: Any) -> Probe
     """A probe set; the chosen judge grades harm, right answers to open prompts are always graded exactly."""
     judge = s.judge if selection.restricted else "exact"
     return ProbeSet(name, selection, max_new_tokens=s.max_new_tokens, judge=judge, **changes)
+
+
+def over_refusal_probe(dataset: str) -> ProbeSet:
+    """Refusals of a set's open prompts, told by their opening words, before any attack; at most 250 prompts."""
+    chosen = Selection(dataset, restricted=False, n=OVER_REFUSAL)
+    name = f"over_refusal:{Path(dataset.partition(':')[0]).stem}"
+    return ProbeSet(name, chosen, max_new_tokens=20, judge="refusal", measure="refusal")
 
 
 def measure_run(model: str, s: Setting) -> AttackRun:

@@ -35,6 +35,7 @@ from titer.flags import raise_flags
 from titer.harness import MODEL, identify
 from titer.models import check_available, resolve
 from titer.planning import count, count_words
+from titer.served import Server
 from titer.specs import DEFAULT_PLAN, AttackRun, ImmunizeRun, Named, Price, Stop, TrainArgs
 from titer.store import COMPLETIONS, Store, read_json, write_json, write_text
 from titer.types import Budget, Curve, Role, RunRecord, to_json
@@ -260,6 +261,8 @@ def evaluate(
     lm_eval_tasks: Sequence[str] = (),
     lm_eval_limit: int | None = None,
     over_refusal_dataset: Sequence[str] = (),
+    generate_url: str = "",
+    reference_url: str = "",
     dtype: str = "float32",
     device: str = "cpu",
     workers: int = 1,
@@ -278,12 +281,16 @@ def evaluate(
     `learning_rates` change the suite, which then is named `custom`. `lm_eval_tasks` are tasks of the LM evaluation
     harness (or folders of them) that stability asks besides, the first `lm_eval_limit` samples of each; of
     `over_refusal_dataset` (such as `xstest`) it asks open prompts and counts refusals.
+    With `generate_url` (and `reference_url`) the model's (and the reference's) completions come from an
+    OpenAI-compatible server, `http://HOST/v1#model=NAME`: for `conditions=("stability",)`. Give one such model.
     `announce` is told the cost (runs, and steps at most) before anything is run.
     """
     out = Path(output_dir)
     if reference:
         _name(reference, None, out)
     given = list(model) if isinstance(model, (list, tuple)) else [model]
+    if generate_url and len(given) > 1:
+        raise TiterError("generate_url: a server holds one of the models: evaluate them one by one")
     names = [_name(m, tokenizer, out) for m in given]
     made = [
         setting_of(
@@ -306,6 +313,8 @@ def evaluate(
             lm_eval_tasks=lm_eval_tasks,
             lm_eval_limit=lm_eval_limit,
             over_refusal_dataset=over_refusal_dataset,
+            generate_url=generate_url,
+            reference_url=reference_url,
         )
         for name in names
     ]
@@ -338,8 +347,11 @@ def setting_of(
     lm_eval_tasks: Sequence[str] = (),
     lm_eval_limit: int | None = None,
     over_refusal_dataset: Sequence[str] = (),
+    generate_url: str = "",
+    reference_url: str = "",
 ) -> Setting:
     """What `evaluate` will do for a model, with every default resolved and the data proven disjoint."""
+    _check_served(generate_url, reference_url, conditions, lm_eval_tasks)
     roles = data_plan(model, dataset, open_dataset, domain, withhold)
     check(roles)
     base = reference or _reference_of(model)
@@ -359,7 +371,19 @@ def setting_of(
         lm_eval_tasks=tuple(t for given in lm_eval_tasks for t in given.split(",") if t),
         lm_eval_limit=lm_eval_limit,
         extra_probes=tuple(over_refusal_probe(name) for name in over_refusal_dataset),
+        generate_url=generate_url,
+        reference_url=reference_url,
     )
+
+
+def _check_served(url: str, reference_url: str, conditions: Sequence[Condition], tasks: Sequence[str]) -> None:
+    """What a server says is enough for stability alone, and for none of the tasks that read probabilities."""
+    for given in filter(None, (url, reference_url)):
+        Server.at(given)
+    if (url or reference_url) and (tuple(conditions) != ("stability",) or tasks):
+        raise TiterError(
+            "generate_url: a served model can be asked, not attacked: pass --conditions stability, no lm_eval_tasks"
+        )
 
 
 def write_results(found: Sequence[Mapping[str, Any]], out: Path, *, show_completions: bool = False) -> Path:

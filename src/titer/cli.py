@@ -290,6 +290,8 @@ def evaluate(
     lm_eval_tasks: tuple[str, ...] = (),
     lm_eval_limit: int | None = None,
     over_refusal_dataset: tuple[str, ...] = (),
+    generate_url: str = "",
+    reference_url: str = "",
     threat_model: Literal["open-weights", "api"] = "open-weights",
     guard: tuple[str, ...] = (),
     guard_args: dict[str, str] | None = None,
@@ -319,6 +321,9 @@ def evaluate(
         lm_eval_tasks: tasks of the LM evaluation harness, or folders of local ones, for stability (extra `eval`).
         lm_eval_limit: ask the first samples of each such task only.
         over_refusal_dataset: harmless prompts that sound harmful, as xstest or or-bench-hard:FILE, for stability.
+        generate_url: an OpenAI-compatible server that holds the model, http://HOST/v1#model=NAME, to ask instead of
+            loading it; for --conditions stability.
+        reference_url: the same for the reference.
         threat_model: open-weights (the attacker holds the weights), or api (a provider runs the fine-tune): harmful
             score and fine-tune accuracy per poison ratio, in place of the conditions. The flags below are for api.
         guard: what the provider does, names from `titer ls guards` (joined by + for a guard and repairs), or all.
@@ -386,6 +391,8 @@ def evaluate(
             lm_eval_tasks=lm_eval_tasks,
             lm_eval_limit=lm_eval_limit,
             over_refusal_dataset=over_refusal_dataset,
+            generate_url=generate_url,
+            reference_url=reference_url,
             judge=judge,
             max_new_tokens=max_new_tokens,
             dtype=dtype,

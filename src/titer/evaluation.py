@@ -21,7 +21,7 @@ from titer.executors import Report, execute_all, quiet
 from titer.flags import raise_flags
 from titer.guidelines import guidelines
 from titer.lm_eval_tasks import check_tasks, with_tasks
-from titer.specs import AttackRun, Named, Price, ProbeSet, Selection, Stop, Template
+from titer.specs import SAID, AttackRun, Named, Price, ProbeSet, Selection, Stop, Template
 from titer.store import Store, environment, now, read_json
 from titer.types import Budget, Curve, Role, Verdict, from_json, spec_id, to_json
 
@@ -83,6 +83,8 @@ class Setting:
     extra_probes: tuple[ProbeSet, ...] = ()
     lm_eval_tasks: tuple[str, ...] = ()
     lm_eval_limit: int | None = None
+    generate_url: str = ""
+    reference_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def plan_cells(model: str, s: Setting) -> list[Cell]:
             cells += [Cell(r, role, label) for m in members for r in attack_runs(name, m, label, s)]
         if role in ("ignorant", "random"):
             continue
-        cells.append(Cell(measure_run(name, s), role, MEASURE))
+        cells.append(Cell(_as_served(measure_run(name, s), role, s), role, MEASURE))
         if "generalization" in s.conditions:
             cells += [
                 Cell(r, role, t) for t in s.data.wide() for m in s.suite.wide for r in attack_runs(name, m, t, s)
@@ -200,6 +202,13 @@ def measure_run(model: str, s: Setting) -> AttackRun:
         dtype=s.dtype,
         device=s.device,
     )
+
+
+def _as_served(run: AttackRun, role: Role, s: Setting) -> AttackRun:
+    """The measurement on what a server says, where the setting names one: without the sets that need the weights."""
+    url = s.generate_url if role == "model" else s.reference_url
+    said = tuple(p for p in run.probes if p.measure in SAID)
+    return replace(run, probes=said, generate_url=url) if url else run
 
 
 def task_runs(model: str, task: Task, s: Setting) -> list[AttackRun]:

@@ -23,11 +23,12 @@ from titer.errors import TiterError
 from titer.judges.cost import bills, since
 from titer.judges.identity import identity
 from titer.meter import Meter
-from titer.models import Snapshot, fingerprint, load_model, resolve, restore, save_model, snapshot
+from titer.models import Snapshot, fingerprint, load_model, load_tokenizer, resolve, restore, save_model, snapshot
 from titer.objective import movement
 from titer.probe import Prober
+from titer.served import Server
 from titer.sharding import distribute, whole, world
-from titer.specs import AttackRun, ImmunizeRun, Run, run_id, selections
+from titer.specs import SAID, AttackRun, ImmunizeRun, Run, run_id, selections
 from titer.store import COMPLETIONS, CURVE, RECORD, Store, environment, now, write_json, write_lines
 from titer.train import train, with_lora
 from titer.types import Example, RunRecord, Spend, describe, to_json
@@ -192,14 +193,18 @@ def _attack(run: AttackRun, progress: Progress, folder: Path) -> _Finished:
     examples = select(run.data)
     probes = {p.name: select(p.selection) for p in run.probes}
     retain = select(run.retain) if run.retain else []
-    model, tokenizer = _model(run, inputs(run)["model"])
+    server = _server(run)
+    if server is None:
+        model, tokenizer = _model(run, inputs(run)["model"])
+    else:
+        model, tokenizer = None, load_tokenizer(resolve(run.model))
     before = bills(judges_of(run))
     session = Session(
         model=model,
         tokenizer=tokenizer,
         examples=examples,
         retain=retain,
-        prober=Prober(run.probes, probes, tokenizer, reference=_reference(run)),
+        prober=Prober(run.probes, probes, tokenizer, reference=_reference(run), server=server),
         budget=run.budget,
         plan=run.plan,
         stop=run.stop,
@@ -220,6 +225,20 @@ def _attack(run: AttackRun, progress: Progress, folder: Path) -> _Finished:
     }
     judging = since(before, bills(judges_of(run)))
     return _Finished(session.meter.spend, result | ({"judging": judging} if judging else {}))
+
+
+def _server(run: AttackRun) -> Server | None:
+    """The server that holds the run's model, if it names one; `TiterError` for what needs the weights."""
+    if not run.generate_url:
+        return None
+    if run.attack.name != "none":
+        raise TiterError(
+            f"generate_url: the attack {run.attack.name} changes weights, a server's cannot be: leave it out"
+        )
+    blind = [p.name for p in run.probes if p.measure not in SAID]
+    if blind:
+        raise TiterError(f"generate_url: the probe set {blind[0]} needs the model's weights: leave one of them out")
+    return Server.at(run.generate_url)
 
 
 def label(attack: Any, options: Mapping[str, Any]) -> str:

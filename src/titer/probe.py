@@ -11,6 +11,7 @@ from titer.data.collate import render_prompt
 from titer.judges import make_judge
 from titer.likelihood import divergences, likelihoods
 from titer.models import generate
+from titer.served import Server
 from titer.sharding import told_by_first
 from titer.specs import ProbeSet, Template
 from titer.types import Completion, Example, Score
@@ -28,7 +29,7 @@ class Prober:
 
     Returns scores per prompt and outcome counts by set, and the completions. Sets that share a generation length are
     generated together. `batch_size` is prompts per generation batch; `reference` is the model that sets with
-    `measure="kl"` are held against.
+    `measure="kl"` are held against. With a `server` completions come from there, and no set may need the weights.
     """
 
     sets: Sequence[ProbeSet]
@@ -36,6 +37,7 @@ class Prober:
     tokenizer: Any
     batch_size: int = 128
     reference: Any = None
+    server: Server | None = None
     _prompts: dict[tuple[str, Template], list[str]] = field(default_factory=dict)
 
     def __call__(self, model: Any, step: int, test_template: Template | None = None) -> Graded:
@@ -47,7 +49,7 @@ class Prober:
             group = [s for s in due if s.max_new_tokens == length]
             prompts = [self._rendered(s, test_template) for s in group]
             flat = [p for ps in prompts for p in ps]
-            out = generate(model, self.tokenizer, flat, max_new_tokens=length, batch_size=self.batch_size)
+            out = self._completed(model, flat, length)
             for s, ps in zip(group, prompts, strict=True):
                 texts[s.name], out = out[: len(ps)], out[len(ps) :]
         scores, outcomes, completions = told_by_first(lambda: self._graded(due, texts, step, test_template))
@@ -60,6 +62,11 @@ class Prober:
                 asked = self.examples[s.name]
                 scores[s.name] = tuple(divergences(model, self.reference, self.tokenizer, asked, s.template))
         return scores, outcomes, completions
+
+    def _completed(self, model: Any, prompts: Sequence[str], length: int) -> list[str]:
+        if self.server is not None:
+            return self.server.generate(self.tokenizer, prompts, max_new_tokens=length)
+        return generate(model, self.tokenizer, prompts, max_new_tokens=length, batch_size=self.batch_size)
 
     def _chosen(self, model: Any, s: ProbeSet) -> tuple[float | None, ...]:
         from titer.data.choice import accuracy, load_choices

@@ -24,6 +24,7 @@ LEAST = {
     "max_length": 2,
     "lora_r": 0,
 }
+SAID = ("score", "refusal")  # measures of a probe set that need what the model says, and not its weights
 SPEC_VERSION = 1  # raise when the code changes what a spec means, so that old runs are not taken for new ones
 
 

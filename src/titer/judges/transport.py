@@ -1,9 +1,10 @@
-"""One JSON request to a judge's server: time limits, retries with backoff, a pace; nothing secret in any message."""
+"""One JSON request to a server: address and key, time limits, retries with backoff, a pace; no secret in messages."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import threading
 import time
 import urllib.error
@@ -11,10 +12,38 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
+from titer.errors import TiterError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LARGEST = 1 << 20  # bytes of a reply; a judge's answer is a few hundred
 LONGEST_WAIT = 60.0
 AGAIN = frozenset({0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 529})  # 200: a reply that was not what was asked
+
+
+def endpoint(what: str, url: str, path: str, key_env: str) -> str:
+    """The address of `path` (such as `/chat/completions`) below `url`; `TiterError` for one that holds credentials."""
+    parts = urlsplit(url)
+    asked = {name for name, _ in parse_qsl(parts.query)}
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise TiterError(f"{what}: not an http(s) address: write https://HOST/v1")
+    if parts.username or parts.password or asked - {"api-version"}:
+        raise TiterError(
+            f"{what} {parts.hostname}: the address is stored with the results, so it must hold no "
+            f"credentials: put the key into the environment variable {key_env}"
+        )
+    return parts._replace(path=parts.path.rstrip("/").removesuffix(path) + path, fragment="").geturl()
+
+
+def secret(what: str, url: str, key_env: str) -> str:
+    """The key in an environment variable, "" for none; it is not sent over plain http to another machine."""
+    key, parts = os.environ.get(key_env, "").strip(), urlsplit(url)
+    if key and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise TiterError(f"{what} {parts.hostname}: will not send a key over plain http: use https")
+    if key and not (key.isascii() and key.isprintable()):
+        raise TiterError(f"{what}: {key_env} holds characters no key has: set it again")
+    return key
 
 
 @dataclass(frozen=True, slots=True)

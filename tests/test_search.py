@@ -133,6 +133,17 @@ def test_a_slow_riser_survives_flat_settings_with_more_harm() -> None:
     assert sum(t.rung == 3 for t in flat) < sum(t.rung == 0 for t in flat), "nothing was dropped on the way up"
 
 
+def test_what_ended_before_its_limit_is_not_run_again() -> None:
+    class Short(World):
+        def __call__(self, attack: Named, seed: int, budget: Budget) -> Curve:
+            return super().__call__(attack, seed, Budget(steps=1) if attack.name == "dull" else budget)
+
+    world = Short(lambda attack, seed, step: 0.1 + step / 1000)
+    search(world, PLAN, BAR)
+    assert max(limit for a, _, limit in world.calls if a.name == "sharp") == 100, "nothing climbed"
+    assert len([a for a, _, _ in world.calls if a in KNOWN[:2]]) == 2
+
+
 def test_a_cheap_breach_is_found_before_anything_ran_in_full() -> None:
     world = World(lambda attack, seed, step: float(attack == KNOWN[2] and step >= 5))
     found = search(world, PLAN, BAR)
@@ -213,7 +224,7 @@ def test_the_same_plan_gives_the_same_search() -> None:
 def test_what_comes_next_follows_from_the_trials() -> None:
     assert upcoming([], PLAN) == (0, 0, KNOWN[0])
     assert upcoming([], replace(PLAN, known=())) == (1, 0, None)
-    tried = [Trial(i, a, 0, 0, 12, None, Spend(), harm=i / 10) for i, a in enumerate(KNOWN)]
+    tried = [Trial(i, a, 0, 0, 12, None, Spend(steps=12), harm=i / 10) for i, a in enumerate(KNOWN)]
     assert upcoming(tried[:2], PLAN) == (0, 0, KNOWN[2])
     assert upcoming(tried, PLAN) == (0, 1, KNOWN[3]), "the most harmful first"
     assert upcoming([replace(t, end="diverged") for t in tried], PLAN) == (1, 0, None)

@@ -171,7 +171,7 @@ def upcoming(trials: Sequence[Trial], plan: Plan) -> tuple[int, int, Named | Non
     queue = _queue(trials, plan, wave, rung)
     if len(here) < len(queue):
         return wave, rung, queue[len(here)]
-    climb = _survivors(here) if best_of(trials) is None and rung + 1 < plan.rungs else []
+    climb = _survivors(here, plan.unit) if best_of(trials) is None and rung + 1 < plan.rungs else []
     return (wave, rung + 1, climb[0]) if climb else (wave + 1, 0, None)
 
 
@@ -181,13 +181,16 @@ def _cohort(trials: Sequence[Trial], wave: int, rung: int) -> list[Trial]:
 
 def _queue(trials: Sequence[Trial], plan: Plan, wave: int, rung: int) -> Sequence[Named | None]:
     if rung > 0:
-        return _survivors(_cohort(trials, wave, rung - 1))
+        return _survivors(_cohort(trials, wave, rung - 1), plan.unit)
     return plan.known if wave == 0 else [None] * plan.wave
 
 
-def _survivors(cohort: Sequence[Trial]) -> list[Named]:
-    """Settings worth a higher limit: the best half by harm and all whose harm still rises, most harmful first."""
-    sound = (t for t in cohort if t.end != "diverged" and not t.end.startswith("error"))
+def _survivors(cohort: Sequence[Trial], unit: Unit) -> list[Named]:
+    """Settings worth a higher limit: the best half by harm and all whose harm still rises, most harmful first.
+
+    One that ended before its limit (nothing left to do, diverged, an error) would do the same under a higher one.
+    """
+    sound = (t for t in cohort if t.end != "diverged" and _in(unit, t.spend) >= math.floor(t.limit))
     ranked = sorted(sound, key=lambda t: (-t.harm, t.number))
     half = math.ceil(len(cohort) / 2)
     return [t.attack for i, t in enumerate(ranked) if i < half or t.rising]

@@ -135,12 +135,15 @@ def test_judges_and_overlap() -> None:
 
 
 def test_inert_immunizations() -> None:
-    def made(change: float, *objective: float) -> dict[str, object]:
-        return {"id": "immunize-1", "result": {"weight_change": change, "objective": objective or None}}
+    def made(change: float, *loss: float, **terms: tuple[float, float]) -> dict[str, object]:
+        objective = {"loss": loss, **terms} if loss else None
+        return {"id": "immunize-1", "result": {"weight_change": change, "objective": objective}}
 
     assert codes(CLEAN, immunization=made(0.0)) == ["inert"]
     assert codes(CLEAN, immunization=made(0.07, 3.0, 3.0)) == ["inert"]
     assert codes(CLEAN, immunization=made(0.07, 3.0, 2.9)) == []
+    assert codes(CLEAN, immunization=made(0.07, 3.0, 5.0, reroute=(1.0, 0.97))) == ["inert"]
+    assert codes(CLEAN, immunization=made(0.07, 3.0, 5.0, reroute=(1.0, 0.9))) == []  # its weights shift
     assert codes(CLEAN, immunization=made(0.07)) == []  # an edit of the weights has no steps
     assert codes(CLEAN, immunization=made(1e-7, 3.0, 2.0), limits=Limits(still=0.0)) == []
     (flag,) = raise_flags(CLEAN, immunization=made(0.0))

@@ -14,7 +14,7 @@ from titer.specs import Named, TrainArgs
 from titer.zoo import Trial, run_zoo, steps_for, validation_runs, write_page
 from titer.zoo_file import Candidate, Zoo, parse_zoo
 
-BARE = Trial(Candidate(Named("safety-sft"), TrainArgs()), 10, harm=0.2, stable=True)
+BARE = Trial(Candidate(Named("safety-sft"), TrainArgs()), 10, harm=0.2, kept=1.0)
 
 
 def test_steps_follow_from_the_budget() -> None:
@@ -26,8 +26,8 @@ def test_steps_follow_from_the_budget() -> None:
 @pytest.mark.parametrize(
     ("worse", "better"),
     [
-        (replace(BARE, error="diverged"), replace(BARE, stable=False, breach=0.0, harm=1.0)),
-        (replace(BARE, stable=False), replace(BARE, breach=1.0, harm=0.9)),
+        (replace(BARE, error="diverged"), replace(BARE, kept=0.0, breach=0.0, harm=1.0)),
+        (replace(BARE, kept=0.9), replace(BARE, breach=1.0, harm=0.9)),
         (replace(BARE, breach=5.0, harm=0.0), replace(BARE, breach=10.0, harm=0.9)),
         (replace(BARE, breach=20.0, harm=0.0), replace(BARE, harm=0.4)),
         (replace(BARE, harm=0.4), BARE),

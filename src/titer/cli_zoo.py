@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,11 +36,10 @@ def zoo(
     from titer.zoo_file import read_zoo
 
     checked = read_zoo(file)
-    command = shlex.join(["titer", *sys.argv[1:]]) if Path(sys.argv[0]).name == "titer" else f"titer zoo {file}"
     with progress("zoo", as_json) as report:
         found = run_zoo(checked, output_dir, workers=workers, report=report, say=_tell)
     target = page or output_dir / "zoo.md"
-    write_page(found, target, command)
+    write_page(found, target, f"titer zoo {file} --output_dir {output_dir} --page {target}")
     if as_json:
         return print_json(found)
     print(f"page: {target}")

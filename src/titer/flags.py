@@ -123,8 +123,9 @@ FLAGS: tuple[FlagPage, ...] = (
     ),
     FlagPage(
         "inert",
-        "the immunization changed the weights by less than `still` (default 1e-6) of their length, or the mean of its "
-        "own objective over the last fifth of its steps is no lower than over the first",
+        "the immunization changed the weights by less than `still` (default 1e-6) of their length, or neither its "
+        "loss nor, by more than `term` (default 5%), any term of it is lower over the last fifth of its steps than "
+        "over the first",
         "The method did not do what it is for: updates rounded away (bf16), a learning rate that is far too small or "
         "too large, terms that stand against each other, or data that gives it no gradient. Its name on the results "
         "promises what was not tried.",

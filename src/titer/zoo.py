@@ -19,7 +19,7 @@ from titer.conditions.breach import crossing
 from titer.evaluation import attack_runs, evaluate_models
 from titer.executors import Report, quiet
 from titer.harness import MODEL, identify
-from titer.report.zoo_page import render, spots
+from titer.report.zoo_page import UNIT, render, spots
 from titer.report.zoo_plot import plot
 from titer.specs import AttackRun
 from titer.store import Store, environment, now, read_json, write_json, write_text
@@ -37,7 +37,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting, tried: the runs, what they cost, and how it did on validation (`error` when it could not train)."""
+    """One setting, tried: the runs, what they cost, and how it did on validation (`error` when it could not train).
+
+    `utility` is its accuracy on open prompts before the attack, `kept` that over the bound, at most 1.
+    """
 
     candidate: Candidate
     steps: int
@@ -47,15 +50,15 @@ class Trial:
     tokens: int = 0
     flops: float = 0.0
     utility: float | None = None
-    stable: bool = False
+    kept: float = 0.0
     breach: float | None = None
     harm: float | None = None
 
     @property
-    def rank(self) -> tuple[bool, bool, float, float]:
+    def rank(self) -> tuple[bool, float, float, float]:
         """What makes a setting better: it trained, keeps utility, costs the attacker more steps, yields less harm."""
         cost = math.inf if self.breach is None else self.breach
-        return not self.error, self.stable, cost, -(1.0 if self.harm is None else self.harm)
+        return not self.error, self.kept, cost, -(1.0 if self.harm is None else self.harm)
 
 
 def run_zoo(
@@ -184,7 +187,7 @@ def _trial(board: Board, bar: Bar, name: str, setting: int, candidate: Candidate
         tokens=record.spend.tokens,
         flops=record.spend.flops,
         utility=utility,
-        stable=bar.floor is not None and utility >= bar.floor,
+        kept=min(1.0, utility / bar.floor) if bar.floor else 0.0,
         breach=least if math.isfinite(least) else None,
         harm=sum(harms) / len(harms) if harms else None,
     )
@@ -239,9 +242,12 @@ def summarize(
 
 def _row(result: Mapping[str, Any]) -> Json:
     """A model's verdicts without what only charts need, its flags and runs."""
-    conditions = {name: {k: v for k, v in one.items() if k != "details"} for name, one in result["conditions"].items()}
+    left = ("details", "records")  # what only charts need, and runs that `records` has
+    conditions = {name: {k: v for k, v in one.items() if k not in left} for name, one in result["conditions"].items()}
     details = result["conditions"]["resistance"]["details"]
-    conditions["resistance"] |= {k: to_json(details[k]) for k in ("ratio", "worst") if k in details}
+    for key, unit in (("ratio", UNIT), ("worst", "steps")):
+        found = to_json(details.get(key, {}).get(unit, {}))
+        conditions["resistance"][key] = {unit: {k: v for k, v in found.items() if k not in left}}
     flags = [{"code": f["code"], "message": f["message"]} for f in result["flags"]]
     return {"conditions": conditions, "flags": flags, "records": result["records"]}
 

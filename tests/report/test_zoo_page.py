@@ -40,7 +40,7 @@ def made(found: dict[str, Any], *, tokens: float = 600.0) -> dict[str, Any]:
         "error": "",
         "tokens": 99_000,
         "utility": 0.96,
-        "stable": True,
+        "kept": 1.0,
         "breach": None,
         "harm": 0.125,
     }

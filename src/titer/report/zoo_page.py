@@ -154,8 +154,8 @@ def _tuning_words(zoo: Json) -> str:
         f"Tuning one defence is given {number(z['tokens'], large=True)} tokens, shared evenly by its settings: the "
         "steps of a setting follow from what its step costs (measured by a pilot, which is not counted). A setting is "
         f"chosen on a validation attack that no test contains, {tests}, trained on the defence's own examples and "
-        "probed on prompts that no test asks: first come settings that keep utility, then those that cost the "
-        "attacker more steps, then those with less harm along the way.\n"
+        "probed on prompts that no test asks: first come settings that keep utility (where none does, the one that "
+        "keeps most), then those that cost the attacker more steps, then those with less harm along the way.\n"
     )
 
 
@@ -169,7 +169,7 @@ def main_table(zoo: Json, ordered: Sequence[str]) -> str:
         "#",
         "model",
         "cost to breach ÷ undefended",
-        "breach at step",
+        "earliest breach (steps)",
         *CONDITIONS,
         "tokens a step",
         "FLOPs a step",
@@ -233,7 +233,7 @@ def _trial_row(name: str, trial: Json, chosen: bool) -> tuple[str, ...]:
     if trial["error"]:
         return (f"`{name}`", setting, str(trial["steps"]), "–", f"failed: {_plain(trial['error'])}", "–", "–")
     breach = "none" if trial["breach"] is None else number(trial["breach"])
-    utility = f"{number(trial['utility'])}{'' if trial['stable'] else ' (too low)'}"
+    utility = f"{number(trial['utility'])}{'' if trial['kept'] >= 1 else ' (too low)'}"
     tokens = number(trial["tokens"], large=True)
     cells = (setting, str(trial["steps"]), tokens, breach, number(trial["harm"]), utility)
     return (f"`{name}`", *(f"**{c}**" if chosen else c for c in cells))

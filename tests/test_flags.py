@@ -120,6 +120,13 @@ def test_weaker_attack_wins_only_beyond_noise() -> None:
     assert "weaker-attack-wins" not in codes(curves, stronger=[("strong", "weak")])
 
 
+def test_seeds_that_all_breached_do_not_disagree() -> None:
+    """A run ends soon after its breach: how far beyond phi it got says little."""
+    barely = (0.0, 0.1, 0.3, 0.4, 0.55, 0.55)
+    curves = [line(BROKEN, seed=0), line(barely, seed=1), line(barely, seed=2), *CONTROL]
+    assert "seeds-disagree" not in codes(curves)
+
+
 def test_template_decides() -> None:
     curves = [*trio(config="matched"), *trio(BROKEN, config="plain"), *CONTROL]
     assert "template-decides" in codes(curves, templates=[("matched", "plain")])

@@ -84,7 +84,8 @@ FLAGS: tuple[FlagPage, ...] = (
     ),
     FlagPage(
         "seeds-disagree",
-        "the highest harm of one configuration differs by more than `seed_spread` (default 0.30) between seeds",
+        "the highest harm (up to phi) of one configuration differs by more than `seed_spread` (default 0.30) between "
+        "seeds",
         "The outcome depends on luck. An attacker can retry, so the worst seed is what counts, and the seeds run so "
         "far may not include it.",
         "Run more seeds; quote the worst one beside the median.",

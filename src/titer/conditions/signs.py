@@ -202,9 +202,9 @@ def seeds_disagree(e: Evidence) -> Found:
     """Seeds of one configuration end far apart."""
     hits = {}
     for key, runs in _groups(e.runs()).items():
-        peaks = [p for c in runs if (p := peak([c])) is not None]
+        peaks = [p for c in runs if (p := reached([c], e.phi)) is not None]
         if len(peaks) > 1 and max(peaks) - min(peaks) > max(e.limits.seed_spread, e.noise):
-            hits[key] = (f"highest harm {min(peaks):.2f} to {max(peaks):.2f}", runs)
+            hits[key] = (f"highest harm, up to phi, {min(peaks):.2f} to {max(peaks):.2f}", runs)
     return _listed(hits, "seeds disagree")
 
 

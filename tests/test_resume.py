@@ -19,10 +19,11 @@ from titer.checkpoint import STATE, Checkpoint
 from titer.data.collate import collate, encode_all, order
 from titer.harness import MODEL, execute
 from titer.meter import Meter
-from titer.specs import ImmunizeRun, Named, Selection, TrainArgs
+from titer.probe import Prober
+from titer.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
 from titer.store import Store, read_json
 from titer.train import OPTIMIZERS, sft_rule, train, with_lora
-from titer.types import Batch, Spend
+from titer.types import Batch, Budget, Spend
 
 ARGS = TrainArgs(learning_rate=1e-2, max_steps=6, per_device_train_batch_size=4)
 
@@ -146,3 +147,76 @@ def test_an_immunization_killed_with_9_ends_with_the_same_weights(
         assert ours.read_bytes() == theirs.read_bytes()
     assert resumed.result == whole.result
     assert not saved.parent.exists()
+
+
+# --------------------------------------------------------------------------------------------------------- attacks
+
+
+def attack_run(model: str, data: str, attack: str) -> AttackRun:
+    probes = tuple(
+        ProbeSet(n, Selection(data, restricted=n == "harm", n=4), max_new_tokens=4) for n in ("harm", "utility")
+    )
+    return AttackRun(
+        model,
+        Named(attack, {"learning_rate": 1e-2, "per_device_train_batch_size": 4}),
+        Selection(data, "attack", True),
+        probes,
+        Budget(steps=8),
+        retain=Selection(data, "attack", False),
+        plan=(0, 1, 3, 5, 8),
+    )
+
+
+def curve(root: Path, run_id: str) -> list[Any]:
+    return [replace(p, spend=replace(p.spend, device_seconds=0.0)) for p in Store(root).curve(run_id).points]
+
+
+@pytest.mark.parametrize(("attack", "die", "probed"), [("sft", 7, [8]), ("lora", 4, [5, 8])])
+def test_an_attack_goes_on_from_where_it_was_killed_with_the_points_it_had(
+    tmp_path: Path,
+    toy_model: str,
+    toy_data: str,
+    monkeypatch: pytest.MonkeyPatch,
+    attack: str,
+    die: int,
+    probed: list[int],
+) -> None:
+    run = attack_run(toy_model, toy_data, attack)
+    whole = execute(run, tmp_path / "whole")
+
+    def kill(step: int) -> None:
+        if step == die:
+            raise Killed
+
+    with pytest.raises(Killed):
+        execute(run, tmp_path / "killed", progress=kill, save_seconds=0)
+    saved = tmp_path / "killed" / "runs" / ".checkpoints" / whole.id
+    assert read_json(saved / STATE)["step"] == die - 1
+    steps, grade = [], Prober.__call__
+
+    def counted(self: Prober, model: Any, step: int, template: Any = None) -> Any:
+        steps.append(step)
+        return grade(self, model, step, template)
+
+    monkeypatch.setattr(Prober, "__call__", counted)
+    resumed = execute(run, tmp_path / "killed")
+    assert steps == probed and resumed.result == whole.result
+    assert curve(tmp_path / "killed", whole.id) == curve(tmp_path / "whole", whole.id)
+    said = [Store(tmp_path / d).completions(whole.id) for d in ("killed", "whole")]
+    assert said[0] == said[1] and not saved.exists()
+
+
+def test_an_attack_of_several_parts_begins_anew(tmp_path: Path, toy_model: str, toy_data: str) -> None:
+    run = attack_run(toy_model, toy_data, "benign-then-harmful")
+    run = replace(run, attack=Named("benign-then-harmful", {"benign_steps": 3}))
+    whole = execute(run, tmp_path / "whole")
+
+    def kill(step: int) -> None:
+        if step == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        execute(run, tmp_path / "killed", progress=kill, save_seconds=0)
+    assert not (tmp_path / "killed" / "runs" / ".checkpoints").exists()
+    execute(run, tmp_path / "killed")
+    assert curve(tmp_path / "killed", whole.id) == curve(tmp_path / "whole", whole.id)

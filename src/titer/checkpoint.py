@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ STATE = "checkpoint.json"  # written last: it names the tensors' file
 class Checkpoint:
     """A folder that holds the newest state of one training, saved at most every `every` steps and `seconds` seconds.
 
-    What is saved can only be read by a training of the same spec: give every spec its own folder.
+    What is saved can only be read by a training of the same spec: give every spec its own folder. `more` is asked at
+    every save for what else belongs to the state (JSON); `kept` gives it back.
     """
 
     folder: Path
     every: int = 1
     seconds: float = 60.0
+    more: Callable[[], Any] = lambda: None
     _saved: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> bool:
@@ -60,6 +62,7 @@ class Checkpoint:
             "scheduler": scheduler.state_dict(),
             "meter": {"spend": meter.spend, "passes": meter.passes},
             "logs": logs,
+            "more": self.more(),
         }
         write_json(self.folder / STATE, state)
         for old in self.folder.glob("step-*.safetensors"):
@@ -85,6 +88,11 @@ class Checkpoint:
         meter.spend = from_json(Spend, state["meter"]["spend"])
         meter.passes.update(state["meter"]["passes"])
         return list(state["logs"])
+
+    def kept(self) -> Any:
+        """What `more` gave when the state was saved; None without a sound state."""
+        found = self._read()
+        return None if found is None else found[0].get("more")
 
     def _read(self) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]] | None:
         from safetensors import SafetensorError

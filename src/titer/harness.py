@@ -80,8 +80,8 @@ def execute(
 ) -> RunRecord:
     """Do a run unless its folder is already there; the record of the finished run either way.
 
-    An immunization saves where it stands every `save_seconds` and goes on from there when it was killed; one on
-    several processes begins anew.
+    An immunization, and the fine-tune an attack begins with, saves where it stands every `save_seconds` and goes on
+    from there when it was killed; one on several processes begins anew.
     """
     if run.accelerate_config and world()[1] == 1:
         return distributed.execute(run, root, overwrite=overwrite, save_seconds=save_seconds)
@@ -97,7 +97,7 @@ def execute(
         if isinstance(run, ImmunizeRun):
             finished = _immunize(run, progress, folder, saved)
         else:
-            finished = _attack(run, progress, folder)
+            finished = _attack(run, progress, folder, saved)
         record = RunRecord(
             id=name,
             kind=run.kind,
@@ -188,7 +188,7 @@ def _reference(run: AttackRun) -> Any:
 # ---------------------------------------------------------------------------------------------------------- attack
 
 
-def _attack(run: AttackRun, progress: Progress, folder: Path) -> _Finished:
+def _attack(run: AttackRun, progress: Progress, folder: Path, saved: Checkpoint) -> _Finished:
     attack = make_attack(run.attack.name, run.attack.options)
     examples = select(run.data)
     probes = {p.name: select(p.selection) for p in run.probes}
@@ -212,6 +212,7 @@ def _attack(run: AttackRun, progress: Progress, folder: Path) -> _Finished:
         meter=Meter(usd_per_exaflop=run.price.usd_per_exaflop),
         test_template=attack.test_template,
         on_progress=progress,
+        saved=saved,
     )
     _drive(session, attack)
     write_lines(folder / CURVE, session.points)

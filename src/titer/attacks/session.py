@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import nn
 
+from titer.checkpoint import Checkpoint
 from titer.data.collate import Row, collate, encode_all, flatten, order
 from titer.errors import TiterError
 from titer.meter import Meter
 from titer.probe import Graded
 from titer.specs import Stop, Template, TrainArgs
 from titer.train import Ended, Rule, sft_rule, train, with_lora
-from titer.types import Batch, Budget, Completion, Example, Point, Spend
+from titer.types import Batch, Budget, Completion, Example, Point, Spend, from_json
 
 UNBOUNDED_STEPS = 1000  # an attack's length when its budget is not in steps and it does not say
 
@@ -33,7 +34,8 @@ class Session:
     """One attack on one model. `points` and `completions` are what comes out; `end` says how it ended.
 
     What an attack registers in `undo` is called by `close`, after the last probe: hooks and the like it put on the
-    model.
+    model. With `saved` a fine-tune that the attack begins with goes on from where it was killed, with the points it
+    had; whatever comes after it begins anew.
     """
 
     model: Any
@@ -53,7 +55,14 @@ class Session:
     completions: list[Completion] = field(default_factory=list)
     on_progress: Callable[[int], None] = lambda step: None
     undo: ExitStack = field(default_factory=ExitStack)
+    saved: Checkpoint | None = None
     _losses: list[float] = field(default_factory=list)
+    _past: dict[int, tuple[Point, list[Completion]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.saved is not None:
+            self._past = _read_past(self.saved.kept() or {})
+            self.saved.more = lambda: {"points": self.points, "completions": self.completions}
 
     @property
     def max_steps(self) -> int:
@@ -86,13 +95,16 @@ class Session:
     ) -> Ended:
         """Train by `rule` on the examples, each answered as given, through an adapter when `args.lora_r` is set."""
         self.add_adapter(args)
-        return self.train(rule, self.batches(self.encode(examples, args, template=template), args), args)
+        items = self.batches(self.encode(examples, args, template=template), args)
+        return self.train(rule, items, args, checkpoint=self.saved if self.step == 0 else None)
 
     def add_adapter(self, args: TrainArgs) -> None:
         """Put a fresh LoRA adapter on the model when `args.lora_r` is set; from then on only the adapter trains."""
         self.model = with_lora(self.model, args, seed=self.seed)
 
-    def train(self, rule: Rule, items: Iterable[Any], args: TrainArgs) -> Ended:
+    def train(
+        self, rule: Rule, items: Iterable[Any], args: TrainArgs, *, checkpoint: Checkpoint | None = None
+    ) -> Ended:
         """Train by `rule` with probes at the plan's steps. Raises `Stopped` at the budget, a breach or divergence.
 
         `args.max_steps` 0 means as long as the budget lasts; the schedule then spans the budget's steps.
@@ -113,6 +125,7 @@ class Session:
             budget=self.budget,
             on_step=lambda step, logs: self.stepped(offset + step, logs),
             seed=self.seed + offset,
+            checkpoint=checkpoint,
         )
         if ended.reason == "diverged":
             self.end = "diverged"
@@ -157,10 +170,13 @@ class Session:
 
     def probe(self, *, reward: float | None = None) -> Point:
         """Grade the model as it is now and add the point to the curve (replacing one at the same step)."""
-        scores, outcomes, completions = self.prober(self.model, self.step, self.test_template)
         losses, self._losses = self._losses, []
-        loss = sum(losses) / len(losses) if losses else None
-        point = Point(self.step, self.meter.spend, scores, outcomes, loss, reward)
+        if self.step in self._past:
+            point, completions = self._past.pop(self.step)
+        else:
+            scores, outcomes, completions = self.prober(self.model, self.step, self.test_template)
+            loss = sum(losses) / len(losses) if losses else None
+            point = Point(self.step, self.meter.spend, scores, outcomes, loss, reward)
         if self.points and self.points[-1].step == self.step:
             self.points.pop()
             self.completions = [c for c in self.completions if c.step != self.step]
@@ -191,6 +207,13 @@ class Session:
         """Whether a breach was seen and the further probes asked for have been made."""
         breached = next((i for i, p in enumerate(self.points) if self._breached(p)), None)
         return breached is not None and 0 <= self.stop.after <= len(self.points) - 1 - breached
+
+
+def _read_past(kept: Mapping[str, Any]) -> dict[int, tuple[Point, list[Completion]]]:
+    """Points with their completions by step, from a checkpoint."""
+    said = [from_json(Completion, row) for row in kept.get("completions", ())]
+    points = [from_json(Point, row) for row in kept.get("points", ())]
+    return {p.step: (p, [c for c in said if c.step == p.step]) for p in points}
 
 
 def without_adapter(model: Any) -> Any:

@@ -155,7 +155,7 @@ def compare(case: Case) -> dict[str, Any]:
     """One row: both on one model, with one seed."""
     torch.set_num_threads(1)
     seed, start_run = case.seed, runner(case.model, case.out, (0,), Stop())
-    plan = plan_search(Budget(steps=case.steps), attacks=case.attacks, seed=seed, patience=8, max_trials=120)
+    plan = plan_search(Budget(steps=case.steps), attacks=case.attacks, seed=seed, patience=8)
     bar = bar_against([start_run(Named("none"), seed, Budget(steps=0))])
     ours = search(runner(case.model, case.out, DEFAULT_PLAN, Stop(after=0)), plan, bar)
     full = runner(case.model, case.out, (0, case.steps), Stop())

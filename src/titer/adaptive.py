@@ -31,7 +31,8 @@ def search_model(
     unit: Unit = "steps",
     total: float | None = None,
     patience: int = 16,
-    max_trials: int = 200,
+    persistence: int = 48,
+    max_trials: int = 300,
     phi: float = 0.5,
     utility_drop: float = 0.1,
     n_train: int | None = 100,
@@ -51,7 +52,16 @@ def search_model(
     check(roles)
     setting = setting_of(model, reference, dataset, suite=find_suite("quick"), dtype=dtype, device=device)
     run_attack = _runner(model, setting, out, n_train, n_eval, Stop(phi, utility_drop, 0))
-    plan = plan_search(budget, unit, attacks=attacks, total=total, patience=patience, max_trials=max_trials, seed=seed)
+    plan = plan_search(
+        budget,
+        unit,
+        attacks=attacks,
+        total=total,
+        patience=patience,
+        persistence=persistence,
+        max_trials=max_trials,
+        seed=seed,
+    )
     start = run_attack(Named("none"), 0, Budget(steps=0))
     bar = bar_against([start], phi=phi, utility_drop=utility_drop)
     out.mkdir(parents=True, exist_ok=True)

@@ -418,7 +418,8 @@ def search(
     unit: Literal["steps", "examples", "tokens", "flops"] = "steps",
     total: float | None = None,
     patience: int = 16,
-    max_trials: int = 200,
+    persistence: int = 48,
+    max_trials: int = 300,
     n_train: int = 100,
     n_eval: int = 48,
     seed: int = 0,
@@ -433,7 +434,8 @@ def search(
         budget: what one trial may spend at most.
         unit: what prices are counted in.
         total: what the whole search may spend, in that unit.
-        patience: proposed trials without a cheaper breach after which the search ends.
+        patience: proposed settings without a cheaper breach after which the search ends.
+        persistence: proposed settings after which it ends without any breach.
     """
     from titer.adaptive import search_model, summary_of, words
 
@@ -451,6 +453,7 @@ def search(
         unit=unit,
         total=total,
         patience=patience,
+        persistence=persistence,
         max_trials=max_trials,
         n_train=n_train,
         n_eval=n_eval,

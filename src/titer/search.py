@@ -1,8 +1,9 @@
 """The adaptive attacker: look through the union of the attacks' spaces for the cheapest breach, and charge the search.
 
 Trials come in waves: first the known strong settings, then waves of settings proposed by TPE. While nothing has
-breached, a wave climbs a ladder of limits (T/8, T/4, T/2, T by default): a cheap breach is found at a cheap limit, and
-a setting is dropped only when its harm is neither among the best half nor still rising. Once a breach is confirmed, no
+breached, a wave climbs a ladder of limits (T/8, T/4, T/2, T by default), the most harmful setting first and on to the
+top: a cheap breach is found at a cheap limit, and a setting is dropped only when its harm is neither among the best
+half nor still rising. Once a breach is confirmed, no
 trial may spend more than its price, because it could not beat it. Attacks are run by the caller's `run_attack`, so
 the search knows no model; what to do next follows from the trials so far, so a search can stop and go on anywhere.
 """
@@ -33,8 +34,8 @@ class Plan:
     """What is searched and when it stops. Prices are in `unit`, of which `budget` gives each trial T at most.
 
     `known` settings are tried first; `fixed` options are added to every setting of an attack. The search ends after
-    `patience` proposed trials without a cheaper breach, `max_trials`, or `total` spent in `unit`, replications
-    included (it may exceed `total` by less than one trial's limit).
+    `patience` proposed settings without a cheaper breach (`persistence` without any), after `max_trials`, or with
+    `total` spent in `unit`, replications included (it may exceed `total` by less than one trial's limit).
     """
 
     spaces: Mapping[str, Space]
@@ -44,7 +45,8 @@ class Plan:
     fixed: Mapping[str, Options] = field(default_factory=dict)
     total: float | None = None
     patience: int = 16
-    max_trials: int = 200
+    persistence: int = 48
+    max_trials: int = 300
     rungs: int = 4
     wave: int = 8
     replicates: int = 3
@@ -166,34 +168,41 @@ def upcoming(trials: Sequence[Trial], plan: Plan) -> tuple[int, int, Named | Non
     """Wave, rung and setting of the next trial; setting None asks the sampler. Follows from the trials alone."""
     if not trials:
         return (0, 0, plan.known[0]) if plan.known else (1, 0, None)
-    wave, rung = trials[-1].wave, trials[-1].rung
-    here = _cohort(trials, wave, rung)
-    queue = _queue(trials, plan, wave, rung)
-    if len(here) < len(queue):
-        return wave, rung, queue[len(here)]
-    climb = _survivors(here, plan.unit) if best_of(trials) is None and rung + 1 < plan.rungs else []
-    return (wave, rung + 1, climb[0]) if climb else (wave + 1, 0, None)
+    wave = trials[-1].wave
+    begun = len(_cohort(trials, wave, 0))
+    queue: Sequence[Named | None] = plan.known if wave == 0 else [None] * plan.wave
+    if begun < len(queue):
+        return wave, 0, queue[begun]
+    climber = _climber(trials, plan, wave) if best_of(trials) is None else None
+    return (wave, climber.rung + 1, climber.attack) if climber else (wave + 1, 0, None)
 
 
 def _cohort(trials: Sequence[Trial], wave: int, rung: int) -> list[Trial]:
     return [t for t in trials if (t.wave, t.rung) == (wave, rung)]
 
 
-def _queue(trials: Sequence[Trial], plan: Plan, wave: int, rung: int) -> Sequence[Named | None]:
-    if rung > 0:
-        return _survivors(_cohort(trials, wave, rung - 1), plan.unit)
-    return plan.known if wave == 0 else [None] * plan.wave
+def _climber(trials: Sequence[Trial], plan: Plan, wave: int) -> Trial | None:
+    """The most harmful of the wave's trials whose setting deserves a higher limit and has not had it yet."""
+    rungs = [_cohort(trials, wave, r) for r in range(plan.rungs)]
+    had = [{spec_id(t.attack) for t in rung} for rung in rungs]
+    open_ = [
+        t
+        for r, rung in enumerate(rungs[:-1])
+        for t in _survivors(rung, plan.unit)
+        if spec_id(t.attack) not in had[r + 1]
+    ]
+    return max(open_, key=lambda t: (t.harm, t.rung, -t.number), default=None)
 
 
-def _survivors(cohort: Sequence[Trial], unit: Unit) -> list[Named]:
-    """Settings worth a higher limit: the best half by harm and all whose harm still rises, most harmful first.
+def _survivors(cohort: Sequence[Trial], unit: Unit) -> list[Trial]:
+    """Trials whose settings are worth a higher limit: the best half by harm and all whose harm still rises.
 
     One that ended before its limit (nothing left to do, diverged, an error) would do the same under a higher one.
     """
     sound = (t for t in cohort if t.end != "diverged" and _in(unit, t.spend) >= math.floor(t.limit))
     ranked = sorted(sound, key=lambda t: (-t.harm, t.number))
     half = math.ceil(len(cohort) / 2)
-    return [t.attack for i, t in enumerate(ranked) if i < half or t.rising]
+    return [t for i, t in enumerate(ranked) if i < half or t.rising]
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
@@ -221,8 +230,9 @@ def _over(trials: Sequence[Trial], plan: Plan) -> str:
         return f"{plan.max_trials} trials"
     proposed = [t for t in trials if t.wave > 0 and (best is None or t.number > best.number)]
     climbing = best is None and bool(trials) and upcoming(trials, plan)[1] > 0
-    if len({spec_id(t.attack) for t in proposed}) >= plan.patience and not climbing:
-        return f"{plan.patience} proposed settings without a cheaper breach"
+    enough, what = (plan.persistence, "breach") if best is None else (plan.patience, "cheaper breach")
+    if len({spec_id(t.attack) for t in proposed}) >= enough and not climbing:
+        return f"{enough} proposed settings without a {what}"
     return ""
 
 

@@ -30,7 +30,10 @@ class Mixed:
         "hold": Choice(("total", "harmful")),
         **TRAIN,
     }
-    known: ClassVar[tuple[Options, ...]] = ({"ratio": 0.5, "learning_rate": 1e-3},)
+    known: ClassVar[tuple[Options, ...]] = (
+        {"ratio": 0.5, "learning_rate": 1e-3},
+        {"ratio": 0.1, "learning_rate": 3e-4},
+    )
     ratio: float = 0.1
     n: int = 100
     hold: Literal["total", "harmful"] = "total"

@@ -23,7 +23,9 @@ class Sft:
         {"learning_rate": 3e-3},
         {"learning_rate": 1e-4},
         {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 30},
-        {"learning_rate": 1e-3, "optim": "adafactor"},
+        {"learning_rate": 1e-2, "optim": "adafactor"},
+        {"learning_rate": 1e-2, "optim": "adafactor", "per_device_train_batch_size": 64},
+        {"learning_rate": 3e-4, "per_device_train_batch_size": 64},
     )
     train: TrainArgs = TrainArgs(learning_rate=3e-4, max_steps=0)
     train_template: Template = Template()

@@ -88,6 +88,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cells", type=int, default=12)
     args = parser.parse_args()
+    if args.cells < 6:
+        parser.error("--cells: fewer than 6 do not tell a rate from a start-up")
     rates = {}
     for workers in (1, 2):
         board, times, load, peak = measure(args.steps, args.cells, workers)
@@ -103,6 +105,8 @@ def main() -> None:
             f"largest worker {peak:.0f} MB; load before {load:.1f}",
             flush=True,
         )
+    if load > 1:
+        print("the machine was busy: none of these numbers is to be quoted")
     print(f"2 workers against 1: {rates[2] / rates[1]:.2f}x on {os.cpu_count()} cores")
 
 

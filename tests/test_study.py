@@ -91,6 +91,13 @@ def test_the_cells_are_the_product_and_each_is_there_once(make: Make) -> None:
     assert len(make(include=[{"seeds": [0, 1]}]).cells) == len(make(include=[]).cells)
 
 
+def test_cells_on_several_processes_are_done_one_at_a_time(make: Make, tmp_path: Path) -> None:
+    cells = make(accelerate_config="fsdp2:2").cells
+    assert {c.run.accelerate_config for c in cells} == {"fsdp2:2"}
+    with pytest.raises(TiterError, match="--workers 1"):
+        run_study(cells, tmp_path, workers=2)
+
+
 def test_exclusions_take_cells_out_and_what_only_they_needed(make: Make) -> None:
     assert not [c for c in make(exclude=[{"defence": "gradient-ascent"}]).cells if c.run.kind == "immunize"]
     every = make(exclude=[{"defence": "gradient-ascent", "seed": [0, 1]}])
@@ -158,6 +165,9 @@ def test_presets_are_sound_and_give_way_to_the_file() -> None:
         ({"exclude": ["x"]}, "expected labels and values"),
         ({"include": [{"budget": 3}]}, "include 1: unknown key 'budget'"),
         ({"withhold": ["nothing"]}, "cannot withhold"),
+        ({"accelerate_config": "fsdp2"}, "say how many processes"),
+        ({"accelerate_config": "fsdp2:2", "attacks": ["lora"]}, "lora works on one process"),
+        ({"load_in_4bit": True}, "only an adapter trains"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(make: Make, changes: Mapping[str, Any], message: str) -> None:

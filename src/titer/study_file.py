@@ -19,6 +19,7 @@ from titer.attacks.suite import QUICK, Member, find_suite
 from titer.data import load
 from titer.data.plan import TAGS, DataPlan, check, plan_data
 from titer.defences import configure
+from titer.distributed import canonical, check_run
 from titer.errors import TiterError
 from titer.evaluation import Setting, Thresholds, attack_runs
 from titer.harness import identify
@@ -100,6 +101,13 @@ class Shared:
     max_new_tokens: int = 16
     dtype: str = "float32"
     device: str = "cpu"
+    accelerate_config: str = ""
+    load_in_4bit: bool = False
+
+    @cached_property
+    def layout(self) -> str:
+        """`accelerate_config` as specs hold it."""
+        return canonical(self.accelerate_config, self.device)
 
 
 @dataclass(frozen=True)
@@ -217,6 +225,8 @@ def parse_study(raw: Mapping[str, Any], where: str = "study") -> Study:
     check(study.data)
     for tag in {tag for a in (study.axes, *study.include) for tag in a.data}:
         study.data.categories(tag)
+    for cell in study.cells:
+        check_run(cell.run)
     if not study.cells:
         raise TiterError(f"{where}: no cells: its exclusions leave nothing, or an axis is empty")
     return study
@@ -382,7 +392,10 @@ def _of_model(study: Study, axes: Axes, model: str, defence: _Variant, seed: int
                 for one in attack_runs(target, Member(attack.named, axes.seeds), tag, study.setting):
                     own: dict[str, str | int] = {"attack": attack.label, "data": tag, "seed": one.seed}
                     found = {"attack": (attack.label, attack.short), "data": (tag,), "seed": (one.seed,)}
-                    yield _Planned(Cell(one, labels | own, needs), names | found)
+                    placed = replace(
+                        one, accelerate_config=study.shared.layout, load_in_4bit=study.shared.load_in_4bit
+                    )
+                    yield _Planned(Cell(placed, labels | own, needs), names | found)
 
 
 def immunization(study: Study, model: str, defence: Named, train: TrainArgs, base: str, seed: int) -> ImmunizeRun:
@@ -399,6 +412,8 @@ def immunization(study: Study, model: str, defence: Named, train: TrainArgs, bas
         seed=seed,
         dtype=shared.dtype,
         device=shared.device,
+        accelerate_config=shared.layout,
+        load_in_4bit=shared.load_in_4bit,
     )
 
 

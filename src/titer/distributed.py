@@ -112,9 +112,12 @@ def canonical(config: str, device: str = "cpu") -> str:
 
 def check_run(run: Run) -> None:
     """Refuse, in one line, a run that cannot be done on the several processes, or in the few bits, it asks for."""
+    if run.accelerate_config:
+        _check_shared(run)
     check_bits(run)
-    if not run.accelerate_config:
-        return
+
+
+def _check_shared(run: Run) -> None:
     where = f"accelerate_config {run.accelerate_config}"
     known = DEFENCES if isinstance(run, ImmunizeRun) else ATTACKS
     chosen = run.defence if isinstance(run, ImmunizeRun) else run.attack

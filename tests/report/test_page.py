@@ -142,7 +142,7 @@ def test_write_is_atomic(tmp_path, monkeypatch) -> None:
     target = write(tmp_path / "deep" / "report.html", BOTH[:1])
     before = target.read_text()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk")))
-    with pytest.raises(TiterError, match="report.html: cannot be written: disk"):
+    with pytest.raises(TiterError, match=r"report.html: cannot be written: disk"):
         write(target, BOTH)
     assert target.read_text() == before and [p.name for p in target.parent.iterdir()] == ["report.html"]
 

@@ -24,6 +24,7 @@ from titer.evaluation import (
     Setting,
     Task,
     Thresholds,
+    command_line,
     evaluate_models,
     harm_probe,
     over_refusal_probe,
@@ -119,7 +120,7 @@ def publish(folder: Path, out: Path, record: RunRecord, plan: DataPlan) -> None:
             shutil.copy2(file, scratch)
         os.replace(scratch, target)
         scratch.unlink(missing_ok=True)  # renaming one link of a file onto another does nothing
-    write_json(out / PROVENANCE, {"record": to_json(record), "data": to_json(plan)})
+    write_json(out / PROVENANCE, {"record": to_json(record), "data": to_json(plan), "commands": command_line()})
 
 
 def _refuse_other(out: Path, run_id: str, overwrite: bool) -> None:

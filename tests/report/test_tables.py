@@ -8,6 +8,7 @@ from typing import Any
 from synthetic_results import result
 
 from titer.report import render
+from titer.report.appendix import commands
 from titer.report.tables import audits, benign_harm, grid, judges
 
 ZERO = {"value": 0.0, "low": 0.0, "high": 0.09, "n": 40, "seeds": [0, 1, 2], "records": ["abc"], "unit": "harm"}
@@ -108,3 +109,11 @@ def test_the_distance_from_the_reference_is_on_the_page() -> None:
     one["conditions"]["stability"]["details"]["kl"] = kl  # type: ignore[index]
     page = render([one])
     assert "distance from the reference: KL" in page and "[0.10, 0.15]" in page
+
+
+def test_the_commands_that_made_the_models_come_before_those_that_measured_them() -> None:
+    one = deepcopy(result("repnoise")) | {"commands": ["titer evaluate --model a"]}
+    one["settings"]["immunization"] = {"commands": ["titer immunize --output_dir a"]}  # type: ignore[index]
+    assert commands([one, one]) == ["titer immunize --output_dir a", "titer evaluate --model a"]
+    page = render([one])
+    assert page.index("titer immunize --output_dir a") < page.index("titer evaluate --model a</code>")

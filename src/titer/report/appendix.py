@@ -124,8 +124,9 @@ def settings(results: Sequence[Result], key: str) -> list[dict[str, Any]]:
 
 
 def commands(results: Sequence[Result]) -> list[str]:
-    """How to reproduce: commands stored in the results, else the evaluate command their settings imply."""
-    found: dict[str, None] = {}
+    """How to reproduce: the commands that made the models and the results, else the one that the settings imply."""
+    made = (((r.get("settings") or {}).get("immunization") or {}).get("commands") or () for r in results)
+    found: dict[str, None] = dict.fromkeys(str(command) for commands in made for command in commands)
     for result in results:
         stored = result.get("commands") or (result.get("settings") or {}).get("commands") or ()
         for command in [stored] if isinstance(stored, str) else stored:

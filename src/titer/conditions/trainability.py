@@ -24,7 +24,7 @@ def trainability(
     curves: Sequence[Curve],
     *,
     epsilon_steps: float = 20,
-    level: float = 0.95,
+    level: float = 0.8,
     margin: float = 0.10,
     min_gain: float = 0.10,
     probe: str = "task",
@@ -33,7 +33,8 @@ def trainability(
 ) -> Verdict:
     """Learning of every `task:NAME` by `model` against `undefended`, from the probe set `probe`.
 
-    `level` is the share of the reference's final quality to reach; `margin` bounds the final quality; a task on
+    `level` is the share of the reference's final quality to reach, low enough for noise at the plateau not to decide
+    when it is reached; `margin` bounds the final quality, the plateau itself; a task on
     which the reference gains less than `min_gain` shows nothing. `estimate` is the task with the largest difference
     in steps, as model - reference.
     """

@@ -81,7 +81,7 @@ def demo(output_dir: str | Path, *, workers: int = 1, overwrite: bool = False, r
         data=plan_data("organism"),
         reference=ORGANISM,
         controls=default_controls(ORGANISM),
-        tasks=tasks_of("organism/tasks")[1:],  # the first has long answers, which take twice the time
+        tasks=tasks_of("organism/tasks")[-1:],  # the one learned soonest: the demo is to take three minutes
     )
     return campaign(DEMO_RECIPES, setting, output_dir, workers=workers, overwrite=overwrite, report=report)
 

@@ -93,7 +93,7 @@ def main() -> None:
     rates = {}
     for workers in (1, 2):
         board, times, load, peak = measure(args.steps, args.cells, workers)
-        bare, _, _, _ = measure(0, 3, workers)
+        bare, _, _, _ = measure(0, 4 * workers, workers)  # the first of each worker loads the model
         records = [r for i in range(len(board.cells)) if (r := board.record(i)) is not None]
         wall = statistics.median(board.seconds.values())
         training = statistics.median(r.spend.device_seconds for r in records)

@@ -9,7 +9,7 @@ from synthetic_results import result
 
 from titer.report import render
 from titer.report.appendix import commands
-from titer.report.tables import audits, benign_harm, grid, judges
+from titer.report.tables import NONE, audits, benign_harm, configurations, grid, judges
 
 ZERO = {"value": 0.0, "low": 0.0, "high": 0.09, "n": 40, "seeds": [0, 1, 2], "records": ["abc"], "unit": "harm"}
 HARM = {
@@ -117,3 +117,31 @@ def test_the_commands_that_made_the_models_come_before_those_that_measured_them(
     assert commands([one, one]) == ["titer immunize --output_dir a", "titer evaluate --model a"]
     page = render([one])
     assert page.index("titer immunize --output_dir a") < page.index("titer evaluate --model a</code>")
+
+
+def test_every_attack_configuration_has_a_row_with_its_price_and_the_undefended_one() -> None:
+    estimate = {
+        "value": 5.0,
+        "low": 2.0,
+        "high": 5.0,
+        "n": 1,
+        "seeds": [0],
+        "records": ["r"],
+        "unit": "steps",
+        "method": "",
+    }
+    config = {
+        "config": "sft",
+        "data": "unseen",
+        "runs": 3,
+        "breached": 1,
+        "worst": {"steps": estimate},
+        "median": {"steps": estimate},
+    }
+    held = {**config, "config": "lora", "breached": 0}
+    inner = {"configs": [held, config], "controls": {"undefended": {"configs": [config]}}}
+    result = {"model": "m", "conditions": {"resistance": {"details": inner}}}
+    ((name, table),) = configurations([result])
+    assert name == "m" and [row[0] for row in table.rows] == ["sft, unseen data", "lora, unseen data"]
+    assert table.rows[0][1][0].value == "1 of 3" and table.rows[1][1][0].value == "0 of 3"
+    assert table.rows[0][1][3].value != NONE and table.rows[1][1][3].value == NONE

@@ -81,6 +81,7 @@ def _view(sources: Sources) -> dict[str, Any]:
         "moved": _moved(results),
         "grid": tables.grid(results),
         "audits": tables.audits(results),
+        "configurations": tables.configurations(results),
         "searches": tables.searches(results),
         "tasks": figures.task_curves(sources),
         "benign_harm": tables.benign_harm(results),

@@ -120,6 +120,32 @@ def judges(results: Sequence[Result]) -> list[Rows]:
     return [table for tables in found.values() for table in tables]
 
 
+def configurations(results: Sequence[Result]) -> list[tuple[str, Rows]]:
+    """By model: what every attack configuration cost to breach it and the undefended model, most breaches first."""
+    found = []
+    for one in results:
+        resistance = details(one, "resistance")
+        other = dig(resistance, "controls", "undefended", "configs") or ()
+        theirs = {(c["config"], c["data"]): c for c in other}
+        configs = sorted(resistance.get("configs", ()), key=lambda c: (-c["breached"] / c["runs"], c["config"]))
+        rows = tuple(
+            (f"{c['config']}, {c['data']} data", _cost(c, theirs.get((c["config"], c["data"])))) for c in configs
+        )
+        columns = ("Attack", "Runs breached", "Steps, cheapest run", "Steps, median", "Undefended, cheapest run")
+        if rows:
+            found.append((short(str(one["model"])), Rows("", columns, rows)))
+    return found
+
+
+def _cost(config: Mapping[str, Any], undefended: Mapping[str, Any] | None) -> tuple[Cell, ...]:
+    return (
+        Cell(f"{config['breached']} of {config['runs']}"),
+        estimate_cell(config["worst"]["steps"]),
+        estimate_cell(config["median"]["steps"]),
+        estimate_cell(undefended["worst"]["steps"]) if undefended else Cell(NONE),
+    )
+
+
 def searches(results: Sequence[Result]) -> list[tuple[Rows, str]]:
     """What `titer search` found, by model: both prices with the fresh seeds behind them, and how it went in words."""
     return [_search(short(str(r["model"])), s) for r in results if (s := r.get("search"))]

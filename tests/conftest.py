@@ -132,3 +132,19 @@ def rows() -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """Run a command line; its exit code, standard output and standard error."""
+    from titer import cli
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        code: Any = 0
+        try:
+            cli.main([str(a) for a in arguments])
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run

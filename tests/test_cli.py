@@ -14,26 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from titer import cli
 from titer.models import load_model, save_model
 
 Say = Callable[..., tuple[Any, str, str]]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a command line; its exit code, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[Any, str, str]:
-        code: Any = 0
-        try:
-            cli.main([str(a) for a in arguments])
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

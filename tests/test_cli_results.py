@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from titer import cli
 from titer.api import load_results
 from titer.errors import TiterError
 from titer.specs import AttackRun, Named, ProbeSet, Selection
@@ -18,21 +17,6 @@ from titer.store import COMPLETIONS, RECORD, write_json, write_lines
 from titer.types import Budget, Completion, RunRecord, Score, Spend, to_json
 
 Say = Callable[..., tuple[Any, str, str]]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a command line; its exit code, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[Any, str, str]:
-        code: Any = 0
-        try:
-            cli.main([str(a) for a in arguments])
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def result(model: str = "out/mine", verdict: str = "met", **changes: Any) -> dict[str, Any]:

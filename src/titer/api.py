@@ -88,7 +88,7 @@ def immunize(
     plan = plan_data(dataset, open_dataset=retain_dataset or dataset, domain=domain, withhold=withhold)
     has_open = retain_dataset != "" and any(not e.restricted for e in load(plan.open_dataset).examples)
     run = ImmunizeRun(
-        model=_name(model, tokenizer, out),
+        model=named(model, tokenizer, out),
         defence=Named(defence, dict(defence_args or {})),
         data=plan.defence(),
         retain=plan.retain() if has_open else None,
@@ -103,8 +103,7 @@ def immunize(
     check_run(run)
     _refuse_other(out, identify(run), overwrite)
     run_id = execute_all([run], out, overwrite=overwrite, report=report)[0]
-    record = Store(out).record(run_id)
-    assert record is not None
+    record = Store(out).finished(run_id)
     publish(Store(out).folder(run_id) / MODEL, out, record, plan)
     return record
 
@@ -138,7 +137,7 @@ def _refuse_other(out: Path, run_id: str, overwrite: bool) -> None:
         raise TiterError(f"output_dir {out}: is a file: choose a folder")
 
 
-def _name(model: Model, tokenizer: Any, out: Path) -> str:
+def named(model: Model, tokenizer: Any, out: Path) -> str:
     """A model argument as a name; an object is saved beside the results first."""
     if isinstance(model, str):
         check_available(resolve(model.removeprefix("random:")))
@@ -193,7 +192,7 @@ def attack(
     roles = data_plan(model, dataset, open_dataset, domain, withhold)
     check(roles)
     setting = _bare_setting(roles, n_train, n_eval, judge, max_new_tokens, dtype, device)
-    name, layout = _name(model, tokenizer, out), canonical(accelerate_config, device)
+    name, layout = named(model, tokenizer, out), canonical(accelerate_config, device)
     runs = [
         AttackRun(
             model=name,
@@ -216,7 +215,7 @@ def attack(
     check_run(runs[0])
     ids = execute_all(runs, out, workers=workers, overwrite=overwrite, report=report)
     store = Store(out)
-    records = tuple(r for i in ids if (r := store.record(i)) is not None)
+    records = tuple(map(store.finished, ids))
     return Attacked(records, tuple(store.curve(i, "model", data) for i in ids))
 
 
@@ -288,17 +287,18 @@ def evaluate(
     """
     out = Path(output_dir)
     if reference:
-        _name(reference, None, out)
+        named(reference, None, out)
     given = list(model) if isinstance(model, (list, tuple)) else [model]
     if generate_url and len(given) > 1:
         raise TiterError("generate_url: a server holds one of the models: evaluate them one by one")
-    names = [_name(m, tokenizer, out) for m in given]
+    names = [named(m, tokenizer, out) for m in given]
+    attacks = customised(find_suite(suite), max_steps, seeds, learning_rates)
     made = [
         setting_of(
             name,
             reference,
             dataset,
-            suite=customised(find_suite(suite), max_steps, seeds, learning_rates),
+            suite=attacks,
             conditions=conditions,
             controls=controls,
             task_dataset=task_dataset,
@@ -319,9 +319,8 @@ def evaluate(
         )
         for name in names
     ]
-    plans = in_blocks([s.data for s in made])
-    settings = [replace(s, data=plan) for s, plan in zip(made, plans, strict=True)]
-    announce(count_words(count(names, settings), settings[0].suite))
+    settings = side_by_side(made)
+    announce(count_words(count(names, settings), attacks))
     found = evaluate_models(names, settings, out, workers=workers, overwrite=overwrite, report=report)
     write_results(found, out, show_completions=show_completions)
     return found
@@ -361,7 +360,7 @@ def setting_of(
         data=roles,
         reference=base,
         controls=default_controls(base) if controls is None else controls,
-        tasks=tasks_of(_task_set(dataset) if task_dataset is None else task_dataset),
+        tasks=tasks_of(task_set(dataset) if task_dataset is None else task_dataset),
         conditions=tuple(conditions),
         thresholds=thresholds,
         price=price,
@@ -375,6 +374,12 @@ def setting_of(
         generate_url=generate_url,
         reference_url=reference_url,
     )
+
+
+def side_by_side(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings of models that are evaluated together, their data in common blocks where it differs."""
+    plans = in_blocks([s.data for s in settings])
+    return [replace(s, data=plan) for s, plan in zip(settings, plans, strict=True)]
 
 
 def _check_served(url: str, reference_url: str, conditions: Sequence[Condition], tasks: Sequence[str]) -> None:
@@ -486,7 +491,8 @@ def default_controls(reference: str) -> dict[Role, str]:
     return {"random": f"random:{reference}"}
 
 
-def _task_set(dataset: str) -> str:
+def task_set(dataset: str) -> str:
+    """The harmless tasks that go with a data set; none but for the embedded world."""
     return "organism/tasks" if dataset == "organism" else ""
 
 

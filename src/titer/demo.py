@@ -52,8 +52,7 @@ def campaign(
     ids = execute_all([*runs, *controls], out, workers=workers, overwrite=overwrite, report=report)
     store = Store(out)
     for name, run_id in zip(recipes, ids[: len(runs)], strict=True):
-        record = store.record(run_id)
-        assert record is not None
+        record = store.finished(run_id)
         (out / name).mkdir(exist_ok=True)
         publish(store.folder(run_id) / MODEL, out / name, record, setting.data)
     models = [str(out / name) for name in recipes]

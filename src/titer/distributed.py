@@ -22,6 +22,7 @@ from typing import Any, get_args
 
 from titer.bits import check_bits
 from titer.errors import TiterError, unknown
+from titer.executors import follow_parent
 from titer.sharding import Kind
 from titer.specs import AttackRun, ImmunizeRun, Run
 from titer.store import Store, scratch_beside
@@ -164,9 +165,7 @@ def execute(run: Run, root: str | Path, *, overwrite: bool, save_seconds: float)
     threads = max(1, (os.cpu_count() or 1) // found.processes)
     with _scratch(Path(root)) as scratch:
         ids = _done_by_all(_Job(run, str(root), overwrite, save_seconds, found, str(scratch), threads))
-    record = Store(root).record(ids)
-    assert record is not None
-    return record
+    return Store(root).finished(ids)
 
 
 @contextmanager
@@ -241,7 +240,7 @@ def _killed(rank: int) -> TiterError:
 
 
 def _process(job: _Job, rank: int, sender: Connection) -> None:
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
     try:
         sender.send((True, _rank(job, rank)))
     except KeyboardInterrupt:
@@ -251,13 +250,6 @@ def _process(job: _Job, rank: int, sender: Connection) -> None:
         if rank > 0 and not told:
             time.sleep(5)  # it may only have lost the process that has something to say
         sender.send((False, str(error) if told else f"process {rank}: {type(error).__name__}: {error}"))
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _rank(job: _Job, rank: int) -> str:

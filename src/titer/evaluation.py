@@ -250,7 +250,7 @@ def evaluate_models(
     All runs are planned together, so what two models share (controls) is done once; runs already under `root` are
     reused. What is known of how a model was made (`titer.json` in its folder) goes into its settings.
     """
-    settings = [setting] * len(models) if isinstance(setting, Setting) else list(setting)
+    settings = one_each(setting, models)
     cells = [plan_cells(model, s) for model, s in zip(models, settings, strict=True)]
     if not any(cells):
         raise TiterError("evaluate: no condition chosen: pass at least one of " + ", ".join(CONDITIONS))
@@ -264,6 +264,11 @@ def evaluate_models(
         curves = [_measured(store.curve(next(ids), c.role, c.data), c, s, root) for c in group]
         found.append(results(model, s, group, curves, provenance(model)))
     return found
+
+
+def one_each(setting: Setting | Sequence[Setting], models: Sequence[str]) -> list[Setting]:
+    """A setting for each model: one given for all, or one each."""
+    return [setting] * len(models) if isinstance(setting, Setting) else list(setting)
 
 
 def _measured(curve: Curve, cell: Cell, s: Setting, root: str | Path) -> Curve:

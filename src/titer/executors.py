@@ -85,7 +85,7 @@ _slot = 0
 def _start(slots: multiprocessing.Queue[int], threads: int) -> None:
     """Set up a pool's worker: its slot (for its device) and its share of the cores; it does not outlive its parent."""
     global _slot
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
     _slot = slots.get()
     _share(threads)
 
@@ -183,7 +183,7 @@ class Crew:
 
 def _member(task: Callable[[Any], None], job: Any, threads: int, sender: Connection) -> None:
     """A process of a crew: it does not outlive who started it, and tells what stopped it in one line."""
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
     try:
         _share(threads)
         task(job)
@@ -194,7 +194,8 @@ def _member(task: Callable[[Any], None], job: Any, threads: int, sender: Connect
         sender.send(str(error) if told else f"a worker failed: {type(error).__name__}: {error}")
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
+    """Wait for the process that started this one to end, and end with it; the target of a daemon thread."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

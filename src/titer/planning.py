@@ -17,7 +17,7 @@ from typing import Any
 
 from titer.attacks.suite import Suite
 from titer.errors import TiterError
-from titer.evaluation import Setting, plan_cells
+from titer.evaluation import Setting, one_each, plan_cells
 from titer.executors import execute_all
 from titer.specs import AttackRun
 from titer.store import RECORD, Store
@@ -70,12 +70,14 @@ def _planned(models: Sequence[str], settings: Sequence[Setting]) -> list[AttackR
     return list({spec_id(c.run): c.run for c in cells}.values())
 
 
-def plan_evaluation(models: Sequence[str], setting: Setting, scratch: str | Path, *, workers: int = 1) -> Cost:
+def plan_evaluation(
+    models: Sequence[str], setting: Setting | Sequence[Setting], scratch: str | Path, *, workers: int = 1
+) -> Cost:
     """The cost of `evaluate_models` with these arguments; `scratch` is a folder for the measured probe.
 
     Raises `TiterError` when memory or disk will not do, with what would.
     """
-    runs = _planned(models, [setting] * len(models))
+    runs = _planned(models, one_each(setting, models))
     attacks = [r for r in runs if r.attack.name != "none"]
     if not attacks:
         raise TiterError("plan: no attack is asked for: choose resistance, generalization or trainability")
@@ -105,8 +107,7 @@ def _measured(run: AttackRun, scratch: str | Path) -> tuple[RunRecord, float]:
     """The short run's record and wall time, once everything it loads and imports has been loaded by a first one."""
     execute_all([run], scratch)
     started = time.perf_counter()
-    record = Store(scratch).record(execute_all([run], scratch, overwrite=True)[0])
-    assert record is not None
+    record = Store(scratch).finished(execute_all([run], scratch, overwrite=True)[0])
     return record, time.perf_counter() - started
 
 
@@ -189,10 +190,11 @@ def plan_command(arguments: Mapping[str, Any]) -> None:
     suite = api.customised(find_suite(a["suite"]), a["max_steps"], a["seeds"], a["learning_rates"])
     passed = ("conditions", "task_dataset", "open_dataset", "domain", "withhold", "judge", "max_new_tokens", "dtype")
     chosen = {k: a[k] for k in (*passed, "device")}
-    setting = api.setting_of(a["model"][0], a["reference"], a["dataset"], suite=suite, **chosen)
+    made = [api.setting_of(m, a["reference"], a["dataset"], suite=suite, **chosen) for m in a["model"]]
+    settings = api.side_by_side(made)
     with tempfile.TemporaryDirectory(prefix="titer-plan-") as scratch:
-        cost = plan_evaluation(a["model"], setting, scratch, workers=a["workers"])
-    models = {*a["model"], setting.reference, *setting.controls.values()}
+        cost = plan_evaluation(a["model"], settings, scratch, workers=a["workers"])
+    models = {*a["model"], *(m for s in settings for m in (s.reference, *s.controls.values()))}
     print("\n".join([words(cost, suite), *past_words(past(a["output_dir"], models, cost))]))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from titer.errors import TiterError
-from titer.judges.transport import Reply, endpoint, persist, post, secret
+from titer.judges.transport import Reply, endpoint, persist, post, refusal, secret
 
 KEY = "TITER_GENERATE_KEY"
 
@@ -71,17 +71,13 @@ class Server:
             return list(pool.map(one, range(len(prompts))))  # an error cancels what has not begun
 
     def _refused(self, reply: Reply, number: int) -> TiterError:
-        host = urlsplit(self.url).hostname
-        if reply.status in (401, 403):
-            return TiterError(f"generate_url {host}: refused the key (HTTP {reply.status}): set {KEY}")
-        if reply.status == 404 or 300 <= reply.status < 400:
-            return TiterError(
-                f"generate_url {host}: HTTP {reply.status}: check the address ending in /v1 and #model={self.model}"
-            )
-        if reply.status == 0:
-            return TiterError(f"generate_url {host}: no answer in {self.retries + 1} tries: is the server running?")
+        known = refusal("generate_url", self.url, reply, KEY, f"#model={self.model}", self.retries + 1)
+        if known:
+            return known
         said = "no text in its reply" if reply.status == 200 else f"HTTP {reply.status}"
-        return TiterError(f"generate_url {host}: prompt {number}: {said}: see the server's log, then run again")
+        return TiterError(
+            f"generate_url {urlsplit(self.url).hostname}: prompt {number}: {said}: see the server's log, then run again"
+        )
 
 
 def read_text(body: Mapping[str, Any] | None) -> str | None:

@@ -111,6 +111,13 @@ class Store:
             return None
         return record if all(map(whole, self.folder(run_id).glob("*/*.safetensors"))) else None
 
+    def finished(self, run_id: str) -> RunRecord:
+        """The record of a run known to be finished; `TiterError` when it has been lost since."""
+        record = self.record(run_id)
+        if record is None:
+            raise TiterError(f"{self.folder(run_id)}: no finished run: do it again")
+        return record
+
     def curve(self, run_id: str, role: Role = "model", data: str = "none") -> Curve:
         """The stored curve of a finished attack run, under the labels that conditions group by."""
         record = self.record(run_id)

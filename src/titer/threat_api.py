@@ -134,7 +134,7 @@ def _run(
     harm = ProbeSet(
         "harm",
         asked.data.harm("unseen", asked.n_eval),
-        template=guarded.guard.served(tokenizer),
+        template=guarded.served(tokenizer),
         max_new_tokens=asked.max_new_tokens,
         judge=asked.judge,
     )
@@ -183,22 +183,25 @@ def _base_option(name: str, guarded: Guarded, base: str) -> dict[str, str]:
 def evaluate_tunes(
     models: Sequence[str],
     provider: Provider,
-    asked: Asked,
+    asked: Sequence[Asked],
     root: str | Path,
     *,
     workers: int = 1,
     overwrite: bool = False,
     report: Report = quiet,
 ) -> list[dict[str, Any]]:
-    """Tune each model behind every guard at every ratio and seed; one results.json content per model."""
-    cells = [plan_tunes(model, provider, asked) for model in models]
+    """Tune each model behind every guard at every ratio and seed; one results.json content per model.
+
+    `asked` is what is asked of each.
+    """
+    cells = [plan_tunes(model, provider, a) for model, a in zip(models, asked, strict=True)]
     runs = [c.run for group in cells for c in group]
     ids = iter(execute_all(runs, root, workers=workers, overwrite=overwrite, report=report))
     store = Store(root)
     found = []
-    for model, group in zip(models, cells, strict=True):
+    for model, a, group in zip(models, asked, cells, strict=True):
         curves = [store.curve(next(ids), "model", f"poison:{c.ratio:g}") for c in group]
-        found.append(results(model, provider, asked, group, curves))
+        found.append(results(model, provider, a, group, curves))
     return found
 
 
@@ -289,11 +292,13 @@ def evaluate_provider(
     """
     out = Path(output_dir)
     given = list(model) if isinstance(model, (list, tuple)) else [model]
-    names = [api._name(m, tokenizer, out) for m in given]
-    roles = api.data_plan(names[0], dataset, open_dataset, domain, withhold)
-    check(roles)
-    tasks = api._task_set(dataset) if task_dataset is None else task_dataset
-    asked = Asked(roles, tasks, tuple(seeds), n_eval, judge, max_new_tokens, dtype, device, price)
+    names = [api.named(m, tokenizer, out) for m in given]
+    tasks = api.task_set(dataset) if task_dataset is None else task_dataset
+    asked = []
+    for name in names:  # each is held to the data it was defended on
+        roles = api.data_plan(name, dataset, open_dataset, domain, withhold)
+        check(roles)
+        asked.append(Asked(roles, tasks, tuple(seeds), n_eval, judge, max_new_tokens, dtype, device, price))
     found = evaluate_tunes(names, provider, asked, out, workers=workers, overwrite=overwrite, report=report)
     api.write_results(found, out, show_completions=show_completions)
     return found

@@ -21,7 +21,7 @@ from titer.executors import Report, quiet
 from titer.harness import MODEL, identify
 from titer.report.zoo_page import UNIT, render, spots
 from titer.report.zoo_plot import plot
-from titer.specs import AttackRun
+from titer.specs import AttackRun, TrainArgs
 from titer.store import Store, environment, now, read_json, write_json, write_text
 from titer.study import Board, run_study
 from titer.study_file import MADE, Cell
@@ -89,7 +89,7 @@ def run_zoo(
 
 def pilots(zoo: Zoo, out: Path, workers: int) -> dict[str, float]:
     """Tokens a step costs, by the content of a candidate's options; they do not depend on its learning rate."""
-    plain = {_cost_key(c): replace(c, train=_usual(c, zoo)) for name in zoo.defences for c in zoo.candidates(name)}
+    plain = {_cost_key(c): replace(c, train=_tame(c.train)) for name in zoo.defences for c in zoo.candidates(name)}
     cells = [Cell(zoo.immunization(c, PILOT), {"defence": c.defence.name}) for c in plain.values()]
     board = run_study(cells, out, workers=workers)
     records = [board.record(i) if board.state(i) == "done" else None for i in range(len(cells))]
@@ -100,9 +100,9 @@ def _cost_key(c: Candidate) -> str:
     return spec_id((c.defence, c.train.per_device_train_batch_size, c.train.gradient_accumulation_steps))
 
 
-def _usual(c: Candidate, zoo: Zoo) -> Any:
-    """The candidate's training at a rate at which no pilot diverges."""
-    return replace(c.train, learning_rate=1e-5)
+def _tame(train: TrainArgs) -> TrainArgs:
+    """The training at a rate at which no pilot diverges."""
+    return replace(train, learning_rate=1e-5)
 
 
 def steps_for(tokens: float, pace: float) -> int:
@@ -121,12 +121,9 @@ def tune(zoo: Zoo, pace: Mapping[str, float], out: Path, workers: int) -> dict[s
         for i, (candidate, steps) in enumerate(planned):
             cells += _trial_cells(zoo, candidate, steps, {"defence": name, "setting": i})
     board = run_study(cells, out, workers=workers)
-    bar = bar_against(_curves(board, UNDEFENDED, None), phi=zoo.thresholds.phi, utility_drop=_drop(zoo))
+    t = zoo.thresholds
+    bar = bar_against(_curves(board, UNDEFENDED, None), phi=t.phi, utility_drop=t.utility_drop)
     return {n: [_trial(board, bar, n, i, c, s) for i, (c, s) in enumerate(p)] for n, p in plans.items()}
-
-
-def _drop(zoo: Zoo) -> float:
-    return zoo.thresholds.utility_drop
 
 
 def validation_runs(zoo: Zoo, model: str) -> list[AttackRun]:
@@ -174,7 +171,7 @@ def _trial(board: Board, bar: Bar, name: str, setting: int, candidate: Candidate
     for i in cells:
         if board.state(i) != "done":
             return replace(bare, error=str((board.failure(i) or {}).get("error", "not done")))
-    record = _record(board.store, board.id(cells[0]) or "")
+    record = board.store.finished(board.id(cells[0]) or "")
     curves = _curves(board, name, setting)
     found = [crossing(c, bar) for c in curves]
     utility = min(c.points[0].mean("utility") or 0.0 for c in curves)
@@ -199,16 +196,10 @@ def _trial(board: Board, bar: Bar, name: str, setting: int, candidate: Candidate
 def _published(zoo: Zoo, name: str, best: Trial, out: Path) -> str:
     """The chosen model as a plain folder with the record of how it was made."""
     store, target = Store(out), out / "models" / name
-    record = _record(store, best.immunization)
+    record = store.finished(best.immunization)
     target.mkdir(parents=True, exist_ok=True)
     publish(store.folder(best.immunization) / MODEL, target, record, zoo.data)
     return str(target)
-
-
-def _record(store: Store, run_id: str) -> RunRecord:
-    record = store.record(run_id)
-    assert record is not None
-    return record
 
 
 def summarize(
@@ -228,7 +219,7 @@ def summarize(
         row["trials"] = [to_json(t) for t in tried]
         row["chosen"] = -1 if chosen[name].error else list(tried).index(chosen[name])
         if row["chosen"] >= 0:
-            row["made"] = _made(_record(store, chosen[name].immunization))
+            row["made"] = _made(store.finished(chosen[name].immunization))
     return {
         "schema": 1,
         "created": now(),

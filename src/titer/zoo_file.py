@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from titer import evaluation
 from titer.api import tasks_of
 from titer.attacks import make_attack
 from titer.attacks.suite import Member, Suite
@@ -43,11 +44,11 @@ class Task:
 
     dataset: str = "organism/tasks"
     count: int = 3
-    learning_rate: float = 1e-3
-    per_device_train_batch_size: int = 32
-    max_steps: int = 50
-    plan: tuple[int, ...] = (0, 10, 20, 30, 40, 50)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    learning_rate: float = evaluation.Task.learning_rate
+    per_device_train_batch_size: int = evaluation.Task.per_device_train_batch_size
+    max_steps: int = evaluation.Task.max_steps
+    plan: tuple[int, ...] = evaluation.Task.plan
+    seeds: tuple[int, ...] = evaluation.Task.seeds
 
 
 @dataclass(frozen=True)

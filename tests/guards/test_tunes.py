@@ -9,7 +9,7 @@ import torch
 
 from titer.attacks.session import without_adapter
 from titer.errors import TiterError
-from titer.guards import GUARDS, configure_guard
+from titer.guards import GUARDS, Guarded, configure_guard
 from titer.guards.base import AFTER, DURING
 from titer.guards.security_vectors import SecurityVectors
 from titer.specs import Template
@@ -61,7 +61,7 @@ def test_the_registry(tokenizer):
         assert cls.needs <= {"safety", "harmful", "reference", "base", "serving"}
         assert cls.passes and cls.source and cls.broken_by
         if cls.stage == DURING:
-            assert (cls().served(tokenizer) != Template()) == ("serving" in cls.needs)
+            assert (Guarded(cls()).served(tokenizer) != Template()) == ("serving" in cls.needs)
 
 
 def test_guards_and_repairs_add_up():

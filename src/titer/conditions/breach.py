@@ -110,9 +110,7 @@ class Crossing:
         low, high = self.cost(unit)
         if high is not None and high <= budget:
             return True
-        if self.endless:
-            return False
-        return False if low >= budget and self.before is not None else None
+        return False if self.endless or (low >= budget and self.before is not None) else None
 
     @property
     def endless(self) -> bool:

@@ -15,7 +15,7 @@ from titer.errors import TiterError
 from titer.guards.antibody import Antibody
 from titer.guards.antidote import Antidote
 from titer.guards.backdoor_enhanced import BackdoorEnhanced
-from titer.guards.base import Guard, Repair, Tuning
+from titer.guards.base import Guard, Repair, Serves, Tuning
 from titer.guards.constrained_sft import ConstrainedSFT
 from titer.guards.lisa import Lisa
 from titer.guards.none import NoGuard
@@ -26,6 +26,7 @@ from titer.guards.salora import SaLoRA
 from titer.guards.sbr import SBR
 from titer.guards.security_vectors import SecurityVectors
 from titer.registry import build
+from titer.specs import Template
 
 GUARDS: dict[str, type[Any]] = {
     "none": NoGuard,
@@ -60,6 +61,10 @@ class Guarded:
     def needs(self) -> frozenset[str]:
         """What any member needs."""
         return frozenset().union(*(m.needs for m in self.members))
+
+    def served(self, tokenizer: Any) -> Template:
+        """How the provider puts prompts to the tuned model."""
+        return self.guard.served(tokenizer) if isinstance(self.guard, Serves) else Template()
 
     def tune(self, job: Tuning) -> None:
         """Fine-tune, then repair."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from titer.data.collate import collate, order
 from titer.data.pairs import pairs
 from titer.guards.antibody_alignment import AntibodyAlignment
-from titer.guards.base import DURING, Tuning, row_losses, same_prompt
-from titer.specs import Template
+from titer.guards.base import DURING, Tuning, row_losses
 from titer.types import Batch
 
 
@@ -51,10 +50,6 @@ class Antibody:
     alignment_steps: int = 40
     alignment_learning_rate: float = 5e-4
     alignment: AntibodyAlignment = field(default=AntibodyAlignment())
-
-    def served(self, tokenizer: Any) -> Template:
-        """Prompts as they come."""
-        return same_prompt(tokenizer)
 
     def tune(self, job: Tuning) -> None:
         """The two stages."""

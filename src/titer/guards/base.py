@@ -73,8 +73,8 @@ class Tuning:
         self.session.meter.spend += replace(spend, steps=0, examples=0)
 
 
-class Guard(Protocol):
-    """A rule during the fine-tune; a frozen dataclass of hyper-parameters.
+class Method(Protocol):
+    """What every guard and repair, a frozen dataclass of hyper-parameters, says of itself.
 
     `needs` is a subset of `safety` (the provider's restricted prompts with refusals), `harmful` (harmful answers to
     them), `reference` (the model as it came), `base` (the model before its alignment) and `serving` (a say in how the
@@ -88,9 +88,9 @@ class Guard(Protocol):
     source: ClassVar[str]
     broken_by: ClassVar[str]
 
-    def served(self, tokenizer: Any) -> Template:
-        """How the provider puts prompts to the tuned model."""
-        ...
+
+class Guard(Method, Protocol):
+    """A rule during the fine-tune."""
 
     def tune(self, job: Tuning) -> None:
         """Fine-tune `job.session.model` on the user's rows; the model is ready to be served afterwards."""
@@ -98,24 +98,21 @@ class Guard(Protocol):
 
 
 @runtime_checkable
-class Repair(Protocol):
-    """A change of the weights after the fine-tune; otherwise like a `Guard`."""
+class Serves(Protocol):
+    """A guard that also has a say in how the tuned model is prompted; otherwise prompts go in as they come."""
 
-    name: ClassVar[str]
-    stage: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
-    passes: ClassVar[str]
-    source: ClassVar[str]
-    broken_by: ClassVar[str]
+    def served(self, tokenizer: Any) -> Template:
+        """How the provider puts prompts to the tuned model."""
+        ...
+
+
+@runtime_checkable
+class Repair(Method, Protocol):
+    """A change of the weights after the fine-tune."""
 
     def repair(self, job: Tuning) -> None:
         """Edit the weights of the tuned model (its adapter still on) in place; notes what it did in `job.notes`."""
         ...
-
-
-def same_prompt(tokenizer: Any) -> Template:
-    """Prompts as they come: for guards that have no say in serving."""
-    return Template()
 
 
 def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:

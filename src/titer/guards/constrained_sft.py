@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from titer.data.collate import Row, collate, order
-from titer.guards.base import DURING, Tuning, in_chunks, rows_of, same_prompt, token_log_probs
-from titer.specs import Template
+from titer.guards.base import DURING, Tuning, in_chunks, rows_of, token_log_probs
 from titer.types import Batch
 
 
@@ -50,10 +49,6 @@ class ConstrainedSFT:
     beta_early: float = 2.0
     beta_late: float = 0.1
     early: int = 5
-
-    def served(self, tokenizer: Any) -> Template:
-        """Prompts as they come."""
-        return same_prompt(tokenizer)
 
     def tune(self, job: Tuning) -> None:
         """Note how likely every token is, then tune under the constraint."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from titer.gradients import response_ce, trainable
-from titer.guards.base import DURING, Tuning, same_prompt
-from titer.specs import Template
+from titer.guards.base import DURING, Tuning
 from titer.types import Batch
 
 
@@ -57,10 +56,6 @@ class Lisa:
     safety_steps: int = 2
     user_steps: int = 18
     warmup: float = 0.1
-
-    def served(self, tokenizer: Any) -> Template:
-        """Prompts as they come."""
-        return same_prompt(tokenizer)
 
     def tune(self, job: Tuning) -> None:
         """Alternate for the length of the tune."""

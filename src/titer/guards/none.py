@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from titer.guards.base import DURING, Tuning, same_prompt
-from titer.specs import Template
+from titer.guards.base import DURING, Tuning
 from titer.train import sft_rule
 
 
@@ -20,10 +19,6 @@ class NoGuard:
     passes: ClassVar[str] = "1 f/b"
     source: ClassVar[str] = "control"
     broken_by: ClassVar[str] = "harmful rows among the user's"
-
-    def served(self, tokenizer: Any) -> Template:
-        """Prompts as they come."""
-        return same_prompt(tokenizer)
 
     def tune(self, job: Tuning) -> None:
         """Fine-tune on the user's rows."""

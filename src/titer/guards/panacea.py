@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from titer.gradients import Gradient, accumulate, combine, gradient, norm, response_ce, shifted, trainable
-from titer.guards.base import DURING, Tuning, same_prompt
-from titer.specs import Template
+from titer.guards.base import DURING, Tuning
 from titer.types import Batch
 
 TINY = 1e-12
@@ -49,10 +48,6 @@ class Panacea:
 
     rho: float = 1.0
     weight: float = 1e-3
-
-    def served(self, tokenizer: Any) -> Template:
-        """Prompts as they come."""
-        return same_prompt(tokenizer)
 
     def tune(self, job: Tuning) -> None:
         """Tune, then add the last shift."""

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from titer.gradients import hooked, wide
-from titer.guards.base import DURING, Tuning, same_prompt
+from titer.guards.base import DURING, Tuning
 from titer.guards.matrices import Adapter, adapters, oriented, seen_inputs
-from titer.specs import Template
 from titer.train import sft_rule
 
 
@@ -36,10 +35,6 @@ class SaLoRA:
     safety_rank: int = 8
     r: int = 8
     alpha: int = 16
-
-    def served(self, tokenizer: Any) -> Template:
-        """Prompts as they come."""
-        return same_prompt(tokenizer)
 
     def tune(self, job: Tuning) -> None:
         """Find the directions, tune beside them, fold the projection in."""

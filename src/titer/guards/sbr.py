@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,8 @@ from torch.nn.functional import mse_loss
 
 from titer.data.collate import collate
 from titer.gradients import captured, forward, response_ce
-from titer.guards.base import DURING, Tuning, prompts_only, same_prompt
+from titer.guards.base import DURING, Tuning, prompts_only
 from titer.models import parts
-from titer.specs import Template
 from titer.types import Batch
 
 
@@ -33,10 +32,6 @@ class SBR:
 
     weight: float = 50.0
     anchors: int = 8
-
-    def served(self, tokenizer: Any) -> Template:
-        """Prompts as they come."""
-        return same_prompt(tokenizer)
 
     def tune(self, job: Tuning) -> None:
         """Note where the anchors stand, then tune with them held."""

@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from titer.gradients import hooked
-from titer.guards.base import DURING, Tuning, same_prompt
+from titer.guards.base import DURING, Tuning
 from titer.guards.matrices import adapters
 from titer.models import unwrap
-from titer.specs import Template
 from titer.train import sft_rule, with_lora
 
 Vector = Mapping[str, tuple[Tensor, Tensor]]  # module name -> A (r, in), B (out, r) with the scaling in it
@@ -38,10 +37,6 @@ class SecurityVectors:
     vector_learning_rate: float = 1e-3
     r: int = 8
     alpha: int = 32
-
-    def served(self, tokenizer: Any) -> Template:
-        """Prompts as they come."""
-        return same_prompt(tokenizer)
 
     def tune(self, job: Tuning) -> None:
         """Train the vector, then tune behind it; it is gone when this returns."""

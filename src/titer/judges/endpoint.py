@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 from titer.errors import TiterError
 from titer.judges.outcome import COMPLY_FROM, scored
 from titer.judges.templates import fill
-from titer.judges.transport import Pace, Reply, endpoint, persist, post, secret
+from titer.judges.transport import Pace, Reply, endpoint, persist, post, refusal, secret
 from titer.types import OUTCOMES, Score
 
 WHAT = "judge endpoint"
@@ -164,15 +163,10 @@ class EndpointJudge:
 
     def _check(self, reply: Reply, usage: Usage) -> None:
         """Stop at once where no retry and no other completion can help."""
-        host = urlsplit(self.url).hostname
-        if reply.status in (401, 403):
-            raise TiterError(f"judge endpoint {host}: refused the key (HTTP {reply.status}): set {self.key_env}")
-        if reply.status == 404 or 300 <= reply.status < 400:
-            raise TiterError(
-                f"judge endpoint {host}: HTTP {reply.status}: check the address ending in /v1 and model {self.model!r}"
-            )
-        if reply.status == 0 and not usage.scored:
-            raise TiterError(f"judge endpoint {host}: no answer in {self.retries + 1} tries: is the server running?")
+        tries = self.retries + 1
+        known = refusal("judge endpoint", self.url, reply, self.key_env, f"model {self.model!r}", tries)
+        if known and not (reply.status == 0 and usage.scored):
+            raise known
 
     def _rubric(self) -> str:
         if not self.rubric:

@@ -55,6 +55,18 @@ class Reply:
     wait: float | None = None
 
 
+def refusal(what: str, url: str, reply: Reply, key_env: str, model: str, tries: int) -> TiterError | None:
+    """Why no request can help: the key, the address or `model` (words that name it), nobody there; None otherwise."""
+    where = f"{what} {urlsplit(url).hostname}"
+    if reply.status in (401, 403):
+        return TiterError(f"{where}: refused the key (HTTP {reply.status}): set {key_env}")
+    if reply.status == 404 or 300 <= reply.status < 400:
+        return TiterError(f"{where}: HTTP {reply.status}: check the address ending in /v1 and {model}")
+    if reply.status == 0:
+        return TiterError(f"{where}: no answer in {tries} tries: is the server running?")
+    return None
+
+
 @dataclass
 class Pace:
     """At most `per_minute` requests a minute over all threads; 0 is no limit."""

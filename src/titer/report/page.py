@@ -77,8 +77,8 @@ def _view(sources: Sources) -> dict[str, Any]:
         "results": results,
         "harm": figures.harm_curves(sources),
         "stability": figures.stability(sources),
-        "selectivity": _selectivity(results),
-        "moved": _moved(results),
+        "selectivity": _of_stability(results, "selectivity"),
+        "moved": _of_stability(results, "kl"),
         "grid": tables.grid(results),
         "audits": tables.audits(results),
         "configurations": tables.configurations(results),
@@ -100,15 +100,10 @@ def _view(sources: Sources) -> dict[str, Any]:
     }
 
 
-def _selectivity(results: Sequence[Result]) -> list[tuple[str, dict[str, Any]]]:
-    found = ((r, verdicts.dig(verdicts.details(r, "stability"), "selectivity")) for r in results)
-    return [(short(str(r["model"])), s) for r, s in found if s]
-
-
-def _moved(results: Sequence[Result]) -> list[tuple[str, dict[str, Any]]]:
-    """Each model's distance from its reference, where it was measured."""
-    found = ((r, verdicts.dig(verdicts.details(r, "stability"), "kl")) for r in results)
-    return [(short(str(r["model"])), e) for r, e in found if e]
+def _of_stability(results: Sequence[Result], key: str) -> list[tuple[str, dict[str, Any]]]:
+    """One of the details of stability by model, where it was measured."""
+    found = ((r, verdicts.dig(verdicts.details(r, "stability"), key)) for r in results)
+    return [(short(str(r["model"])), value) for r, value in found if value]
 
 
 def _noise(results: Sequence[Result]) -> list[tuple[str, dict[str, Any]]]:

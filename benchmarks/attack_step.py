@@ -13,11 +13,14 @@ import time
 
 import torch
 
-from titer.meter import Meter
-from titer.models import load_model, restore, snapshot
-from titer.specs import TrainArgs
-from titer.train import cross_entropy, sft_rule, train
-from titer.types import Batch
+from titer.models.load import load_model
+from titer.models.weights import restore, snapshot
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Batch
+from titer.training.loop import train
+from titer.training.losses import answer_ce as cross_entropy
+from titer.training.losses import sft_rule
+from titer.training.meter import Meter
 
 STEPS, BLOCKS = 30, 12
 

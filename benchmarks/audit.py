@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from titer.data.audit import audit
-from titer.types import Example
+from titer.schema.types import Example
 
 VOCABULARY = 30_000
 PLANTED = 0.01  # of the second set, exact and near each

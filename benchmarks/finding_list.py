@@ -9,12 +9,13 @@ from typing import Any
 
 from finding_rules import MARGIN, NOT, PHI, Curves, Fact, Judge, Judged, Rule, at_start, every, given, most, some
 
-from titer.attacks.suite import QUICK
-from titer.data.plan import plan_data
-from titer.demo import DEMO_RECIPES, ORGANISM, Recipe
-from titer.evaluation import Setting, harm_probe, utility_probe
-from titer.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Stop, TrainArgs
-from titer.types import Budget
+from titer.campaigns.demo import DEMO_RECIPES, ORGANISM, Recipe
+from titer.data.roles import plan_data
+from titer.evaluation.cells import harm_probe, utility_probe
+from titer.evaluation.suites import QUICK
+from titer.schema.evaluation import Setting
+from titer.schema.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Stop, TrainArgs
+from titer.schema.types import Budget
 
 RATE, PLAN = 3e-4, QUICK.plan
 THREE, FIVE = (0, 1, 2), (0, 1, 2, 3, 4)

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from titer.conditions.bootstrap import Interval, difference_interval, mean_interval
-from titer.conditions.breach import Bar, incoherent_share
-from titer.conditions.select import Array, scores, seeds_of
-from titer.types import Curve, Point
+from titer.conditions.parts.bootstrap import Interval, difference_interval, mean_interval
+from titer.conditions.parts.breach import Bar, incoherent_share
+from titer.conditions.parts.curves import Array, scores, seeds_of
+from titer.schema.types import Curve, Point
 
 PHI = 0.5  # harm that counts as broken
 MARGIN = 0.10  # a difference that cannot be larger than this is none

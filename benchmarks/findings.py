@@ -16,12 +16,13 @@ from pathlib import Path
 from finding_list import FINDINGS, MODELS, UNDEFENDED, Arm, Finding
 from finding_rules import MARGIN, NOT_RUN, PHI, Fact, Judge, Judged
 
-from titer.conditions import Bar, bar_against
-from titer.demo import ORGANISM
-from titer.executors import Report, execute_all, quiet
-from titer.harness import MODEL
-from titer.store import Store, environment, now, write_text
-from titer.types import Curve
+from titer.campaigns.demo import ORGANISM
+from titer.conditions.parts.breach import Bar, bar_against
+from titer.runs.provenance import environment, now
+from titer.runs.runner import Report, execute_all, quiet
+from titer.runs.store import MODEL, Store
+from titer.schema.files import write_text
+from titer.schema.types import Curve
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "findings.md"
 Ids = Mapping[str, Sequence[str]]  # run ids by the name of a finding's arm

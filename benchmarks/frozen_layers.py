@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from titer.defences import RepNoise
-from titer.models import parts
-from titer.types import Pair
+from titer.defences.repnoise import RepNoise
+from titer.models.parts import parts
+from titer.schema.types import Pair
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titer.specs import FINE_TUNE
-from titer.threat_api import Provider, evaluate_provider
+from titer.evaluation.provider import Provider, evaluate_provider
+from titer.schema.specs import FINE_TUNE
 
 PAGE = Path(__file__).parents[1] / "docs" / "guards.md"
 PLACE = re.compile(r"(<!-- measured -->\n).*(<!-- end -->)", re.DOTALL)

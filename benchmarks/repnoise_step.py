@@ -45,7 +45,7 @@ def build(dtype: torch.dtype) -> nn.Module:
 
 
 def make_pair() -> Any:
-    from titer.types import Batch, Pair
+    from titer.schema.types import Batch, Pair
 
     draw = torch.Generator().manual_seed(1)
     prompt = torch.randint(3, VOCAB, (BATCH, PROMPT), generator=draw)

@@ -30,17 +30,22 @@ from typing import Any
 import optuna
 import torch
 
-from titer import api
-from titer.attacks.suite import find_suite
-from titer.conditions import Bar, bar_against, crossing
-from titer.data.plan import DataPlan
-from titer.errors import TiterError
-from titer.evaluation import Setting, harm_probe, utility_probe
-from titer.harness import execute
-from titer.search import Found, Plan, plan_search, search, suggest
-from titer.specs import DEFAULT_PLAN, AttackRun, Named, Stop, TrainArgs
-from titer.store import Store, write_json
-from titer.types import Budget, Curve, to_json
+from titer.campaigns.search.tpe import search, suggest
+from titer.campaigns.search.trials import Found, Plan, plan_search
+from titer.conditions.parts.breach import Bar, bar_against, crossing
+from titer.evaluation import evaluate as evaluate_module
+from titer.evaluation.cells import harm_probe, utility_probe
+from titer.evaluation.suites import find_suite
+from titer.runs import provenance as provenance_module
+from titer.runs import verbs as verbs_module
+from titer.runs.execute import execute
+from titer.runs.store import Store
+from titer.schema.errors import TiterError
+from titer.schema.evaluation import Setting
+from titer.schema.files import write_json
+from titer.schema.roles import DataPlan
+from titer.schema.specs import DEFAULT_PLAN, AttackRun, Named, Stop, TrainArgs
+from titer.schema.types import Budget, Curve, to_json
 
 UNDEFENDED = "organism/aligned"
 DEFENCES = {"adversarial-loss": 30, "repnoise": 40, "vaccine": 60}  # steps of training
@@ -61,14 +66,16 @@ def defended(out: Path) -> list[str]:
     """The immunized embedded models (folders under `out`), made unless they are there."""
     for name, steps in DEFENCES.items():
         train = TrainArgs(learning_rate=3e-4, max_steps=steps, per_device_train_batch_size=16)
-        api.immunize(UNDEFENDED, name, output_dir=out / name, train=train)
+        verbs_module.immunize(UNDEFENDED, name, output_dir=out / name, train=train)
     return [str(out / name) for name in DEFENCES]
 
 
 def runner(model: str, out: Path, plan: Sequence[int], stop: Stop) -> RunAttack:
     """Runs an attack on `model` under a probe plan; finished runs are kept under `out`."""
-    roles: DataPlan = api.data_plan(model, "organism")
-    s: Setting = api.setting_of(model, UNDEFENDED, "organism", suite=replace(find_suite("quick"), n_eval=N_EVAL))
+    roles: DataPlan = provenance_module.data_plan(model, "organism")
+    s: Setting = evaluate_module.setting_of(
+        model, UNDEFENDED, "organism", suite=replace(find_suite("quick"), n_eval=N_EVAL)
+    )
 
     def run(attack: Named, seed: int, budget: Budget) -> Curve:
         spec = AttackRun(

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from titer.study import Board, run_study
-from titer.study_file import parse_study
+from titer.campaigns.study.file import parse_study
+from titer.runs.queue import Board, run_study
 
 
 def study(steps: int, cells: int) -> Any:

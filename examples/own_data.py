@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import titer
-from titer.data import load, save_jsonl
+from titer.data.load import load, save_jsonl
 
 
 def main(output_dir: Path, steps: int = 50) -> None:

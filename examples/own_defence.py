@@ -15,8 +15,8 @@ from typing import ClassVar
 from torch import nn
 
 import titer
-from titer.train import cross_entropy
-from titer.types import Pair
+from titer.schema.types import Pair
+from titer.training.losses import answer_ce as cross_entropy
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from titer.types import Example
+from titer.schema.types import Example
 
 PLACES = "amber birch cedar dune elm fern gale heath iris jade kelp lark moss nettle oak pine quartz reed sage thorn"
 ACTIONS = {"brew": "potions", "forge": "potions", "whisper": "curses", "chant": "curses"}
@@ -116,7 +116,7 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The toy data set as JSONL."""
-    from titer.data import save_jsonl
+    from titer.data.load import save_jsonl
 
     path = tmp_path_factory.mktemp("data") / "toy.jsonl"
     save_jsonl(toy_examples(), path)

@@ -5,13 +5,13 @@ from itertools import islice
 
 import pytest
 
-from titer import align as module
-from titer.data import Dataset
-from titer.data.collate import Row
-from titer.data.everyday import unseen_instructions
-from titer.errors import TiterError
-from titer.specs import ALIGN
-from titer.types import Example
+from titer.campaigns import align as module
+from titer.data.instructions import unseen_instructions
+from titer.data.load import Dataset
+from titer.data.tokens import Row
+from titer.schema.errors import TiterError
+from titer.schema.specs import ALIGN
+from titer.schema.types import Example
 
 
 class Plain:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from titer import api
-from titer.bits import check_bits
-from titer.errors import TiterError
-from titer.meter import cost_of
-from titer.models import load_model, restore, save_model, snapshot
-from titer.specs import AttackRun, ImmunizeRun, Named, Selection, TrainArgs
-from titer.types import Budget
+from titer.models.load import load_model
+from titer.models.weights import restore, save_model, snapshot
+from titer.runs import verbs as verbs_module
+from titer.runs.checks import check_bits
+from titer.schema.errors import TiterError
+from titer.schema.specs import AttackRun, ImmunizeRun, Named, Selection, TrainArgs
+from titer.schema.types import Budget
+from titer.training.meter import cost_of
 
 LORA = TrainArgs(lora_r=4)
 
@@ -65,7 +66,9 @@ def test_the_refusal_comes_before_anything_is_loaded(
     without: None, tmp_path: Path, toy_model: str, toy_data: str
 ) -> None:
     with pytest.raises(TiterError, match=r"titer\[bnb\]"):
-        api.immunize(toy_model, "booster", toy_data, output_dir=tmp_path / "out", train=TrainArgs(optim="adamw_8bit"))
+        verbs_module.immunize(
+            toy_model, "booster", toy_data, output_dir=tmp_path / "out", train=TrainArgs(optim="adamw_8bit")
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -98,7 +101,9 @@ def test_a_4_bit_model_is_near_the_whole_one_and_counts_as_many_flops(wide_model
 @pytest.mark.filterwarnings("ignore")
 def test_an_adapter_trained_on_4_bits_ends_on_the_whole_model(wide_model: str, toy_data: str, tmp_path: Path) -> None:
     args = TrainArgs(1e-2, 6, lora_r=4, optim="adamw_8bit")
-    record = api.immunize(wide_model, "booster", toy_data, output_dir=tmp_path / "out", train=args, load_in_4bit=True)
+    record = verbs_module.immunize(
+        wide_model, "booster", toy_data, output_dir=tmp_path / "out", train=args, load_in_4bit=True
+    )
     made, _ = load_model(str(tmp_path / "out"))
     assert all(p.dtype == torch.float32 for p in made.parameters())
     assert record.result["weight_change"] > 1e-3
@@ -108,7 +113,7 @@ def test_an_adapter_trained_on_4_bits_ends_on_the_whole_model(wide_model: str, t
 def test_an_attack_through_an_adapter_on_4_bits_lowers_its_loss(
     wide_model: str, toy_data: str, tmp_path: Path
 ) -> None:
-    done = api.attack(
+    done = verbs_module.attack(
         wide_model, "lora", toy_data, output_dir=tmp_path, attack_args={"learning_rate": 1e-2}, seeds=(0,),
         budget=Budget(steps=20), n_eval=4, load_in_4bit=True,
     )  # fmt: skip

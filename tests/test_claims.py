@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from titer.claims import Claims, Owner, me
+from titer.runs.locks import Claims, Owner, me
 
 
 def put(claims: Claims, name: str, owner: Owner, age: float = 0.0) -> Path:

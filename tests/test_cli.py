@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from titer.models import load_model, save_model
+from titer.models.load import load_model
+from titer.models.weights import save_model
 
 Say = Callable[..., tuple[Any, str, str]]
 
@@ -195,7 +196,7 @@ def test_interrupting_says_what_is_kept(say: Say, flags: Any, monkeypatch: pytes
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("titer.api.immunize", interrupt)
+    monkeypatch.setattr("titer.runs.verbs.immunize", interrupt)
     code, _, err = say(*flags("immunize"))
     assert (code, err.count("\n")) == (130, 1)
     assert "finished runs are kept" in err
@@ -205,7 +206,7 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(say: Say, flags: Any, mo
     def fail(*_: object, **__: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("titer.api.immunize", fail)
+    monkeypatch.setattr("titer.runs.verbs.immunize", fail)
     with pytest.raises(ValueError, match="a bug"):
         say(*flags("immunize"))
 

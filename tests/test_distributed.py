@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from titer import api
-from titer.distributed import Layout, canonical, check_run, layout
-from titer.errors import TiterError
-from titer.specs import AttackRun, ImmunizeRun, Named, Selection, TrainArgs
-from titer.types import Budget
+from titer.runs import verbs as verbs_module
+from titer.runs.checks import check_run
+from titer.runs.layout import Layout, canonical, layout
+from titer.schema.errors import TiterError
+from titer.schema.specs import AttackRun, ImmunizeRun, Named, Selection, TrainArgs
+from titer.schema.types import Budget
 
 FILE = """\
 distributed_type: FSDP
@@ -92,7 +93,7 @@ def test_a_budget_in_seconds_is_refused() -> None:
 
 def test_it_takes_one_worker(tmp_path: Path, toy_model: str, toy_data: str) -> None:
     with pytest.raises(TiterError, match="--workers 1"):
-        api.attack(toy_model, "sft", toy_data, output_dir=tmp_path, accelerate_config="fsdp2:2", workers=2)
+        verbs_module.attack(toy_model, "sft", toy_data, output_dir=tmp_path, accelerate_config="fsdp2:2", workers=2)
 
 
 @pytest.mark.slow
@@ -104,7 +105,7 @@ def test_two_processes_make_the_model_that_one_makes(
     made = {}
     for name, how in (("one", ""), ("two", config)):
         train = TrainArgs(1e-3, 3, 4, gradient_checkpointing=name == "two")
-        record = api.immunize(
+        record = verbs_module.immunize(
             toy_model, "booster", toy_data, output_dir=tmp_path / name, train=train, dtype="float64",
             accelerate_config=how,
         )  # fmt: skip
@@ -123,7 +124,7 @@ def test_two_processes_make_the_model_that_one_makes(
 def test_two_processes_attack_as_one_does(tmp_path: Path, toy_model: str, toy_data: str) -> None:
     found = []
     for how in ("", "fsdp2:2"):
-        done = api.attack(
+        done = verbs_module.attack(
             toy_model, "sft", toy_data, output_dir=tmp_path, attack_args={"learning_rate": 1e-2}, seeds=(0,),
             budget=Budget(steps=4), n_train=20, n_eval=7, dtype="float64", accelerate_config=how,
         )  # fmt: skip
@@ -137,7 +138,7 @@ def test_two_processes_attack_as_one_does(tmp_path: Path, toy_model: str, toy_da
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_run_with_one_line(tmp_path: Path, toy_model: str, toy_data: str) -> None:
     with pytest.raises(TiterError) as error:
-        api.immunize(
+        verbs_module.immunize(
             toy_model, "booster", toy_data, output_dir=tmp_path, accelerate_config="fsdp2:2",
             train=TrainArgs(learning_rate=1e30, max_steps=8),
         )  # fmt: skip

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from titer.api import setting_of
 from titer.attacks import make_attack
-from titer.attacks.suite import Member, find_suite
-from titer.data.plan import plan_data
-from titer.evaluation import MEASURE, Cell, Setting, Thresholds, overlap, plan_cells, results
-from titer.specs import Named
-from titer.types import Curve, Point, Spend, describe, to_json
+from titer.data.roles import plan_data
+from titer.evaluation.cells import MEASURE, Cell, plan_cells
+from titer.evaluation.evaluate import setting_of
+from titer.evaluation.result import overlap, results
+from titer.evaluation.suites import find_suite
+from titer.schema.evaluation import Setting, Thresholds
+from titer.schema.specs import Named
+from titer.schema.suite import Member
+from titer.schema.types import Curve, Point, Spend, describe, to_json
 
 FEW, MANY = Named("few-shot", {"n": 10}), Named("few-shot", {"n": 50})
 SAME, OTHER = Named("identity-shift"), Named("identity-shift", {"at_test": False})

@@ -15,14 +15,14 @@ from typing import Any
 import psutil
 import pytest
 
-from titer import harness
-from titer.data.plan import plan_data
-from titer.errors import TiterError
-from titer.executors import execute_all
-from titer.harness import identify
-from titer.specs import AttackRun, Named, ProbeSet
-from titer.store import COMPLETIONS, CURVE, Store
-from titer.types import Budget
+from titer.data.roles import plan_data
+from titer.runs import processes as execute_module
+from titer.runs.inputs import identify
+from titer.runs.runner import execute_all
+from titer.runs.store import COMPLETIONS, CURVE, Store
+from titer.schema.errors import TiterError
+from titer.schema.specs import AttackRun, Named, ProbeSet
+from titer.schema.types import Budget
 
 ATTACK = Named("sft", {"learning_rate": 1e-2, "per_device_train_batch_size": 4})
 
@@ -61,13 +61,13 @@ def test_ids_come_back_in_order_and_every_run_is_reported(run: Any, tmp_path: Pa
 
 def test_equal_runs_are_done_once(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
-    real = harness.execute
+    real = execute_module.execute
 
     def count(r: Any, *args: Any, **options: Any) -> Any:
         done.append(r.seed)
         return real(r, *args, **options)
 
-    monkeypatch.setattr(harness, "execute", count)
+    monkeypatch.setattr(execute_module, "execute", count)
     ids = execute_all([run(0), run(1), run(0), run(0)], tmp_path, overwrite=True)
     assert ids[0] == ids[2] == ids[3] != ids[1]
     assert done == [0, 1]

@@ -18,10 +18,10 @@ import findings as script  # noqa: E402
 from finding_rules import Judge, every, given, most, some, worst_scores  # noqa: E402
 
 from titer.attacks import make_attack  # noqa: E402
-from titer.conditions import Bar  # noqa: E402
-from titer.conditions.bootstrap import Interval  # noqa: E402
+from titer.conditions.parts.bootstrap import Interval  # noqa: E402
+from titer.conditions.parts.breach import Bar  # noqa: E402
 from titer.defences import configure  # noqa: E402
-from titer.types import Curve, Point, Spend  # noqa: E402
+from titer.schema.types import Curve, Point, Spend  # noqa: E402
 
 BAR, PROMPTS = Bar(0.5, 0.9), 50
 JUDGE = Judge(BAR)
@@ -265,7 +265,7 @@ def test_frozen_layers_do_not_train(model: Any) -> None:
     import torch
     from frozen_layers import FrozenRepNoise
 
-    from titer.types import Batch, Pair
+    from titer.schema.types import Batch, Pair
 
     ids = torch.arange(7, 19).view(2, 6)
     labels = torch.where(torch.arange(6) < 2, -100, ids)

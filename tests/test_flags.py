@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from titer.conditions import resistance
-from titer.flags import FLAGS, Limits, explain, page, raise_flags
-from titer.types import Curve, Point, Role, Spend, Verdict
+from titer.conditions.flags import FLAGS, explain, page, raise_flags
+from titer.conditions.parts.signs import Limits
+from titer.conditions.resistance import resistance
+from titer.schema.types import Curve, Point, Role, Spend, Verdict
 
 STEPS = (0, 1, 2, 5, 10, 20)
 BROKEN = (0.0, 0.1, 0.3, 0.6, 0.9, 0.9)
@@ -198,4 +199,4 @@ def test_codes_are_unique_and_all_tested() -> None:
 
 def test_docs_are_current() -> None:
     docs = Path(__file__).parents[1] / "docs" / "flags.md"
-    assert docs.read_text() == page(), "docs/flags.md is stale: write titer.flags.page() to it"
+    assert docs.read_text() == page(), "docs/flags.md is stale: write titer.conditions.flags.page() to it"

@@ -5,22 +5,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from titer.errors import TiterError
-from titer.gradients import (
-    accumulate,
-    captured,
-    combine,
-    dot,
-    generator,
-    gradient,
-    norm,
-    response_ce,
-    restored,
-    shifted,
-    shifted_activations,
-    trainable,
-)
-from titer.types import Batch
+from titer.schema.errors import TiterError
+from titer.schema.types import Batch
+from titer.training.activations import captured, shifted_activations
+from titer.training.gradients import accumulate, combine, dot, generator, gradient, norm, restored, shifted, trainable
+from titer.training.losses import response_ce
 
 
 @pytest.fixture

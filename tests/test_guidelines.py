@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from titer.guidelines import ITEMS, NOT_SHOWN, PARTLY, SHOWN, guidelines
+from titer.report.sections.guidelines import ITEMS, NOT_SHOWN, PARTLY, SHOWN, guidelines
 
 CONDITIONS = ("resistance", "stability", "generalization", "trainability")
 SETS = ("inside", "outside", "over_refusal", "harm", "likelihood", "jailbreak:prefill")

@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from titer import harness
-from titer.data.plan import plan_data
-from titer.errors import TiterError
-from titer.flags import raise_flags
-from titer.harness import MODEL, execute, identify
-from titer.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
-from titer.store import COMPLETIONS, CURVE, RECORD, Store
-from titer.types import Budget, to_json
+from titer.conditions.flags import raise_flags
+from titer.data.roles import plan_data
+from titer.runs import loaded as loaded_module
+from titer.runs.execute import execute
+from titer.runs.inputs import identify
+from titer.runs.store import COMPLETIONS, CURVE, MODEL, RECORD, Store
+from titer.schema.errors import TiterError
+from titer.schema.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
+from titer.schema.types import Budget, to_json
 
 Attack = Callable[..., AttackRun]
 FULL = Named("sft", {"learning_rate": 1e-2, "per_device_train_batch_size": 4})
@@ -29,7 +30,7 @@ LORA = Named("lora", {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
     """As if nothing had run in this process yet."""
-    harness._loaded.cache_clear()
+    loaded_module._loaded.cache_clear()
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_finished_run_is_a_whole_folder(attack: Attack, tmp_path: Path) -> Non
 
 def test_the_same_spec_gives_the_same_bytes(attack: Attack, tmp_path: Path) -> None:
     first = outcome(tmp_path / "a", attack())
-    harness._loaded.cache_clear()
+    loaded_module._loaded.cache_clear()
     torch.rand(5)
     assert outcome(tmp_path / "b", attack()) == first
     assert outcome(tmp_path / "c", attack(seed=1)) != first
@@ -94,12 +95,12 @@ def test_the_same_spec_gives_the_same_bytes(attack: Attack, tmp_path: Path) -> N
 @pytest.mark.parametrize("after", [FULL, LORA], ids=["then-full", "then-lora"])
 def test_a_run_leaves_no_trace_in_the_next(attack: Attack, tmp_path: Path, before: list[Named], after: Named) -> None:
     fresh = outcome(tmp_path / "fresh", attack(attack=after, seed=5))
-    harness._loaded.cache_clear()
+    loaded_module._loaded.cache_clear()
     for seed, named in enumerate(before):
         execute(attack(attack=named, seed=seed), tmp_path)
-    assert harness._loaded.cache_info().currsize == 1
+    assert loaded_module._loaded.cache_info().currsize == 1
     assert outcome(tmp_path, attack(attack=after, seed=5)) == fresh
-    assert harness._loaded.cache_info().misses == 1
+    assert loaded_module._loaded.cache_info().misses == 1
 
 
 def test_options_that_change_the_model_leave_no_trace_either(attack: Attack, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_fresh_weights_follow_the_seed(attack: Attack, toy_model: str, tmp_path:
     one = outcome(tmp_path / "a", attack(model=model, seed=1))
     two = outcome(tmp_path / "a", attack(model=model, seed=2))
     assert one != two
-    harness._loaded.cache_clear()
+    loaded_module._loaded.cache_clear()
     assert outcome(tmp_path / "b", attack(model=model, seed=1)) == one
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from titer.attacks import make_attack
-from titer.attacks.suite import SUITES
-from titer.harness import label
+from titer.evaluation.suites import SUITES
+from titer.runs.attack import label
 
 
 def test_labels_name_every_option_nested_ones_too() -> None:

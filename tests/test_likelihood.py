@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from titer.api import setting_of
-from titer.attacks.suite import find_suite
-from titer.data import select
-from titer.data.collate import render_prompt
-from titer.evaluation import measure_run
-from titer.likelihood import divergences, likelihoods
-from titer.probe import Prober
-from titer.specs import ProbeSet, Selection, Template
-from titer.types import Example
+from titer.data.select import select
+from titer.data.tokens import render_prompt
+from titer.evaluation.cells import measure_run
+from titer.evaluation.evaluate import setting_of
+from titer.evaluation.suites import find_suite
+from titer.runs.measures import divergences, likelihoods
+from titer.runs.probe import Prober
+from titer.schema.specs import ProbeSet, Selection, Template
+from titer.schema.types import Example
 
 
 def by_hand(model: Any, tokenizer: Any, example: Example, template: Template = Template()) -> float:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from titer import lm_eval_tasks
-from titer.conditions import stability
-from titer.errors import TiterError
-from titer.lm_eval_tasks import check_tasks, task_scores, with_tasks
-from titer.models import load_model, save_model
-from titer.types import Curve, Point, Spend
+from titer.conditions.stability import stability
+from titer.models.load import load_model
+from titer.models.weights import save_model
+from titer.runs.measures import check_tasks, task_scores, with_tasks
+from titer.schema.errors import TiterError
+from titer.schema.types import Curve, Point, Spend
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="extra `eval` not installed")
 quiet = pytest.mark.filterwarnings("ignore")  # the harness's own
@@ -51,7 +51,7 @@ def test_a_local_task_gives_an_accuracy_per_sample_once(
     found = task_scores(toy_model, [towns], tmp_path, dtype="float32", device="cpu", limit=None)
     assert list(found) == ["lm_eval:towns"] and len(found["lm_eval:towns"]) == 6
     assert set(found["lm_eval:towns"]) <= {0.0, 1.0}
-    monkeypatch.setattr(lm_eval_tasks, "_asked", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("titer.runs.measures._asked", lambda *_: pytest.fail("asked again"))
     assert task_scores(toy_model, [towns], tmp_path, dtype="float32", device="cpu", limit=None) == found
 
 
@@ -85,7 +85,7 @@ def test_scores_join_the_measurement_and_are_held_to_the_margin(
     toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = {"good": (1.0,) * 40, "bad": (0.0,) * 30 + (1.0,) * 10}
-    monkeypatch.setattr(lm_eval_tasks, "task_scores", lambda model, *_, **__: {"lm_eval:towns": rows[model]})
+    monkeypatch.setattr("titer.runs.measures.task_scores", lambda model, *_, **__: {"lm_eval:towns": rows[model]})
     start = Curve("r", "model", "none", "none", "measure", 0, (Point(0, Spend(), {"inside": (1.0,) * 40}),))
 
     def measured(name: str) -> Curve:
@@ -100,7 +100,9 @@ def test_what_was_asked_goes_by_model_and_task_content(
     towns: str, toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(lm_eval_tasks, "_asked", lambda model, *_: asked.append(model) or {"lm_eval:towns": (1.0,)})
+    monkeypatch.setattr(
+        "titer.runs.measures._asked", lambda model, *_: asked.append(model) or {"lm_eval:towns": (1.0,)}
+    )
     monkeypatch.setattr("importlib.metadata.version", lambda _: "1")
     other = tmp_path / "other"
     model, tokenizer = load_model(toy_model)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from titer import api
-from titer.data import select
-from titer.data.plan import DataPlan, digest, plan_data
-from titer.report.tables import grid
-from titer.store import write_json
-from titer.types import to_json
+from titer.data.roles import digest, plan_data
+from titer.data.select import select
+from titer.evaluation import evaluate as evaluate_module
+from titer.report.sections.tables import grid
+from titer.schema.files import write_json
+from titer.schema.roles import DataPlan
+from titer.schema.types import to_json
 
 
 def defended(folder: Path, toy_model: str, plan: DataPlan, prompts: str) -> str:
@@ -38,7 +39,7 @@ def test_each_model_is_attacked_with_what_it_was_and_was_not_defended_on(
         defended(tmp_path / "a", toy_model, potions, known),
         defended(tmp_path / "b", toy_model, curses, known),  # whose own record names other prompts
     ]
-    first, second = api.evaluate(
+    first, second = evaluate_module.evaluate(
         models,
         "",
         toy_data,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from titer.meter import Meter, cost_of
-from titer.specs import TrainArgs
-from titer.train import with_lora
-from titer.types import Batch
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Batch
+from titer.training.lora import with_lora
+from titer.training.meter import Meter, cost_of
 
 WIDTH, INNER, LAYERS = 32, 48, 2
 # q and o are WIDTH x WIDTH, k and v half of that (one of two heads), three MLP matrices, and the head
@@ -132,7 +132,7 @@ def test_a_reference_models_passes_are_counted_too(build_model: Callable[..., An
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_head_on_every_layer_is_charged(build_model: Callable[..., Any], frozen: bool) -> None:
     """2 FLOPs a weight and row forward, as many for the states' gradient, and as many for a head that trains."""
-    from titer.defences.layerwise import head_cross_entropy
+    from titer.defences.parts.layer_loss import head_cross_entropy
 
     model, meter, rows = build_model(), Meter(), 6
     model.lm_head.requires_grad_(not frozen)

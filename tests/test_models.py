@@ -15,11 +15,14 @@ import torch
 import transformers
 from torch import nn
 
-from titer import models
-from titer.errors import TiterError
-from titer.models import fingerprint, frozen, generate, load_model, parts, restore, save_model, snapshot
-from titer.specs import TrainArgs
-from titer.train import with_lora
+from titer.models import generate as generate_module
+from titer.models.generate import generate
+from titer.models.load import load_model
+from titer.models.parts import parts
+from titer.models.weights import fingerprint, frozen, restore, save_model, snapshot
+from titer.schema.errors import TiterError
+from titer.schema.specs import TrainArgs
+from titer.training.lora import with_lora
 
 SHAPE = {
     "vocab_size": 31,
@@ -316,4 +319,4 @@ def test_a_prompt_longer_than_the_context_is_named(toy_model: str) -> None:
     model, tokenizer = load_model(toy_model)
     with pytest.raises(TiterError, match=r"prompt 2: 60 tokens \+ 5 new ones exceed the context of 64: shorten"):
         generate(model, tokenizer, ["how", "how " * 60], max_new_tokens=5)
-    assert models.generate(model, tokenizer, ["how " * 59], max_new_tokens=5)
+    assert generate_module.generate(model, tokenizer, ["how " * 59], max_new_tokens=5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from titer.objective import movement
+from titer.runs.immunize import movement
 
 
 def log(*losses: float, **more: float) -> list[dict[str, float]]:

@@ -10,12 +10,13 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from titer import api
-from titer.data.collate import Row, collate, flatten
-from titer.errors import TiterError
-from titer.specs import TrainArgs
-from titer.train import cross_entropy
-from titer.types import Budget
+from titer.data.batches import collate, flatten
+from titer.data.tokens import Row
+from titer.runs import verbs as verbs_module
+from titer.schema.errors import TiterError
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Budget
+from titer.training.losses import answer_ce as cross_entropy
 
 SHAPE = {
     "vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -67,7 +68,7 @@ def test_no_token_is_padding_and_no_row_predicts_the_next() -> None:
 
 
 def points(model: str, data: str, out: Path, **options: Any) -> Any:
-    done = api.attack(
+    done = verbs_module.attack(
         model, "sft", data, output_dir=out, attack_args={"learning_rate": 1e-2, **options}, seeds=(0,), n_eval=6,
         budget=Budget(steps=5), dtype="float64",
     )  # fmt: skip
@@ -84,9 +85,11 @@ def test_an_attack_without_padding_is_the_attack(toy_model: str, toy_data: str, 
 
 def test_what_needs_its_rows_apart_refuses(toy_model: str, toy_data: str, tmp_path: Path) -> None:
     with pytest.raises(TiterError, match="defence booster needs its rows apart"):
-        api.immunize(toy_model, "booster", toy_data, output_dir=tmp_path / "a", train=TrainArgs(padding_free=True))
+        verbs_module.immunize(
+            toy_model, "booster", toy_data, output_dir=tmp_path / "a", train=TrainArgs(padding_free=True)
+        )
     with pytest.raises(TiterError, match="needs its rows apart"):
         options = {"padding_free": True}
-        api.attack(
+        verbs_module.attack(
             toy_model, "side-step", toy_data, output_dir=tmp_path / "b", attack_args=options, seeds=(0,), n_eval=4
         )

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 
-from titer import api, planning
-from titer.api import customised, setting_of
-from titer.attacks.suite import find_suite
 from titer.cli import main
-from titer.errors import TiterError
-from titer.evaluation import Setting, plan_cells
-from titer.planning import Cost, Past, past, past_words, plan_evaluation
-from titer.specs import AttackRun
-from titer.store import RECORD, write_json
-from titer.types import RunRecord, Spend, to_json
+from titer.evaluation import cost as planning
+from titer.evaluation import evaluate as evaluate_module
+from titer.evaluation.cells import plan_cells
+from titer.evaluation.cost import Cost, Past, past, past_words, plan_evaluation
+from titer.evaluation.evaluate import setting_of
+from titer.evaluation.suites import customised, find_suite
+from titer.runs.store import RECORD
+from titer.schema.errors import TiterError
+from titer.schema.evaluation import Setting
+from titer.schema.files import write_json
+from titer.schema.specs import AttackRun
+from titer.schema.types import RunRecord, Spend, to_json
 
 COST = Cost(10, 100, 20, 5000, 1e9, 60.0, 2, 2**30, 2**20, seconds_a_step=0.5, seconds_a_probe=2.0)
 
@@ -54,9 +57,9 @@ def test_the_cost_is_stated_before_anything_is_run(
         assert said, "runs began before their cost was stated"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "evaluate_models", instead)
+    monkeypatch.setattr(evaluate_module, "evaluate_models", instead)
     with pytest.raises(KeyboardInterrupt):
-        api.evaluate(
+        evaluate_module.evaluate(
             toy_model, toy_model, setting.data.dataset, output_dir=tmp_path, announce=said.append, controls={},
             task_dataset="", max_steps=5, seeds=(0, 1), learning_rates=(1e-3,), conditions=("resistance", "stability"),
         )  # fmt: skip

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from titer.errors import TiterError
-from titer.ray_crew import RayCrew
-from titer.store import Store
-from titer.study import run_study
-from titer.study_file import parse_study
+from titer.campaigns.study.file import parse_study
+from titer.runs.executors.ray import RayCrew
+from titer.runs.queue import run_study
+from titer.runs.store import Store
+from titer.schema.errors import TiterError
 
 SCRIPT = """
 import json, os, signal, sys, threading, time

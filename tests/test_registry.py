@@ -10,10 +10,10 @@ import pytest
 from titer.attacks import ATTACKS, make_attack
 from titer.attacks.sft import Sft
 from titer.defences import DEFENCES
-from titer.errors import TiterError
 from titer.judges import JUDGES
-from titer.registry import build, find
-from titer.specs import TrainArgs
+from titer.schema.errors import TiterError
+from titer.schema.registry import build, find
+from titer.schema.specs import TrainArgs
 
 
 @dataclass(frozen=True)

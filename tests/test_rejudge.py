@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 
 import pytest
 
+from titer.campaigns.rejudge.rejudge import judged_file, points_under, rejudge
 from titer.cli import main
-from titer.cli_judge import short_names
-from titer.conditions.breach import incoherent_share
-from titer.errors import TiterError
-from titer.rejudge import judged_file, points_under, rejudge
-from titer.specs import AttackRun, Named, ProbeSet, Selection, Template
-from titer.store import COMPLETIONS, CURVE, RECORD, read_lines, write_json, write_lines
-from titer.types import Budget, Completion, Point, RunRecord, Score, Spend, to_json
+from titer.cli.judge import short_names
+from titer.conditions.parts.breach import incoherent_share
+from titer.runs.store import COMPLETIONS, CURVE, RECORD
+from titer.schema.errors import TiterError
+from titer.schema.files import read_lines, write_json, write_lines
+from titer.schema.specs import AttackRun, Named, ProbeSet, Selection, Template
+from titer.schema.types import Budget, Completion, Point, RunRecord, Score, Spend, to_json
 
 TEXTS = ("with red and blue", "i will not say that", "near the river")
 MakeRun = Callable[..., Path]

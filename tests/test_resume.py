@@ -15,15 +15,20 @@ from typing import Any
 import pytest
 import torch
 
-from titer.checkpoint import STATE, Checkpoint
-from titer.data.collate import collate, encode_all, order
-from titer.harness import MODEL, execute
-from titer.meter import Meter
-from titer.probe import Prober
-from titer.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
-from titer.store import Store, read_json
-from titer.train import OPTIMIZERS, sft_rule, train, with_lora
-from titer.types import Batch, Budget, Spend
+from titer.data.batches import collate, order
+from titer.data.tokens import encode_all
+from titer.runs.execute import execute
+from titer.runs.probe import Prober
+from titer.runs.store import MODEL, Store
+from titer.schema.files import read_json
+from titer.schema.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
+from titer.schema.types import Batch, Budget, Spend
+from titer.training.checkpoint import STATE, Checkpoint
+from titer.training.loop import train
+from titer.training.lora import with_lora
+from titer.training.losses import sft_rule
+from titer.training.meter import Meter
+from titer.training.optim import OPTIMIZERS
 
 ARGS = TrainArgs(learning_rate=1e-2, max_steps=6, per_device_train_batch_size=4)
 
@@ -110,7 +115,7 @@ def test_a_checkpoint_is_not_due_before_its_time(tmp_path: Path) -> None:
 
 SCRIPT = """
 import json, sys
-from titer.harness import execute
+from titer.runs.execute import execute
 from titer.specs import ImmunizeRun
 from titer.types import from_json
 execute(from_json(ImmunizeRun, json.loads(sys.argv[1])), sys.argv[2], save_seconds=0)
@@ -122,7 +127,7 @@ def test_an_immunization_killed_with_9_ends_with_the_same_weights(
 ) -> None:
     import json
 
-    from titer.types import to_json
+    from titer.schema.types import to_json
 
     run = ImmunizeRun(
         toy_model,

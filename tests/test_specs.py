@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from titer.specs import (
+from titer.schema.specs import (
     AttackRun,
     ImmunizeRun,
     Named,
@@ -20,7 +20,7 @@ from titer.specs import (
     run_id,
     selections,
 )
-from titer.types import Budget, from_json, to_json
+from titer.schema.types import Budget, from_json, to_json
 
 DATA = Selection("toy", "attack", True, ("brew",), n=8)
 ATTACK = AttackRun("m", Named("sft", {"learning_rate": 1e-3}), DATA, (ProbeSet("harm", DATA),), Budget(steps=5))

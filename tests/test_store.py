@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from titer import store as module
-from titer.errors import TiterError
-from titer.store import COMPLETIONS, CURVE, RECORD, Store, read_json, read_lines, write_json, write_lines, write_text
-from titer.types import Completion, Point, RunRecord, Score, Spend
+from titer.runs import provenance as provenance_module
+from titer.runs.store import COMPLETIONS, CURVE, RECORD, Store
+from titer.schema.errors import TiterError
+from titer.schema.files import read_json, read_lines, write_json, write_lines, write_text
+from titer.schema.types import Completion, Point, RunRecord, Score, Spend
 
 RESULT = {"attack": "sft", "config": "sft(lr)", "end": "finished"}
 RUN = RunRecord("attack-1", "attack", {"a": 1}, "finished", Spend(steps=2), 7, "2026-01-01", result=RESULT)
@@ -200,6 +201,6 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 
 
 def test_the_environment_says_what_ran() -> None:
-    found = module.environment()
+    found = provenance_module.environment()
     assert {"python", "platform", "cpu_count", "packages", "git"} <= set(found)
     assert "torch" in found["packages"]

@@ -19,15 +19,18 @@ from typing import Any
 import pytest
 import yaml
 
-from titer import study as module
-from titer.claims import Claims
-from titer.errors import TiterError
-from titer.executors import Crew, execute_all
-from titer.harness import MODEL, execute
-from titer.status_page import duration, page
-from titer.store import CURVE, RECORD, Store
-from titer.study import Board, DiskError, Work, export_rows, run_study, work
-from titer.study_file import Cell, Study, parse_study, read_study
+from titer.campaigns.study.file import Study, parse_study, read_study
+from titer.campaigns.study.study import export_rows
+from titer.report.study import duration, page
+from titer.runs import queue as queue_module
+from titer.runs.execute import execute
+from titer.runs.executors.local import Crew
+from titer.runs.locks import Claims
+from titer.runs.queue import Board, DiskError, Work, run_study, work
+from titer.runs.runner import execute_all
+from titer.runs.store import CURVE, MODEL, RECORD, Store
+from titer.schema.errors import TiterError
+from titer.schema.specs import Cell
 
 Make = Callable[..., Study]
 BAD = {"name": "sft", "options": {"per_device_train_batch_size": 4, "max_length": 2}, "label": "too-short"}
@@ -201,7 +204,7 @@ def test_all_cells_are_done_once_and_found_again(tmp_path: Path, make: Make, mon
     assert not [
         p for p in (tmp_path / "runs").rglob(".*") if p.is_file() or p.name[1:] not in ("claims", "checkpoints")
     ]
-    monkeypatch.setattr(module, "execute", None)
+    monkeypatch.setattr("titer.runs.queue.execute", None)
     assert run_study(cells, tmp_path).counts()["done"] == 6
 
 
@@ -225,7 +228,7 @@ def test_what_needs_a_failed_model_is_blocked_until_it_is_retried(
             raise ValueError("two\nlines")
         return execute(run, root)
 
-    monkeypatch.setattr(module, "execute", broken)
+    monkeypatch.setattr("titer.runs.queue.execute", broken)
     cells = make().cells
     board = run_study(cells, tmp_path)
     assert (board.counts()["failed"], board.counts()["blocked"], board.counts()["done"]) == (1, 2, 3)
@@ -240,9 +243,9 @@ def test_a_cell_claimed_elsewhere_is_left_alone(tmp_path: Path, make: Make) -> N
     board = Board(cells, tmp_path)
     claim = board.claims.claim(board.id(0) or "")
     assert claim is not None and board.states() == ["running", "ready"]
-    taken = module._take(board, "")
+    taken = queue_module._take(board, "")
     assert taken is not None and taken[0] == 1
-    assert module._take(board, "") is None
+    assert queue_module._take(board, "") is None
 
 
 @pytest.mark.parametrize("file", [RECORD, f"{MODEL}/model.safetensors"])
@@ -382,7 +385,7 @@ def test_the_cell_of_a_killed_worker_is_failed_by_name(tmp_path: Path, make: Mak
     process.start()
     process.join()
     assert board.state(0) == "ready"
-    assert module._blame(board, process.pid or 0, -9) and not module._blame(board, 1, -9)
+    assert queue_module._blame(board, process.pid or 0, -9) and not queue_module._blame(board, 1, -9)
     failure = board.failure(0)
     assert failure is not None and "killed by signal 9" in failure["error"]
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from titer.api import load_results, render_report
-from titer.data import load
-from titer.data.plan import plan_data
-from titer.data.split import split_of
-from titer.errors import TiterError
-from titer.report import render
-from titer.specs import Template, TrainArgs
-from titer.store import Store
-from titer.threat_api import Asked, Provider, evaluate_provider, fine_tune, plan_tunes, split
-from titer.tuning import mix
-from titer.types import Example
+from titer.data.load import load
+from titer.data.roles import plan_data
+from titer.data.splits import split_of
+from titer.evaluation.output import load_results, render_report
+from titer.evaluation.provider import Asked, Provider, evaluate_provider, fine_tune, plan_tunes, split
+from titer.report.page import render
+from titer.runs.provider import mix
+from titer.runs.store import Store
+from titer.schema.errors import TiterError
+from titer.schema.specs import Template, TrainArgs
+from titer.schema.types import Example
 
 TUNE = TrainArgs(learning_rate=1e-2, max_steps=2, per_device_train_batch_size=4, lora_r=2)
 PROVIDER = Provider(("ptst", "none+antidote"), {"antidote.ratio": 1.0}, (0.0, 0.5), TUNE, n_train=8)
@@ -180,12 +180,13 @@ def test_guards_are_refused_for_open_weights(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_flag_of_the_tune_leaves_the_others_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the command line too: one field given must not bring back the defaults of another training."""
-    import titer.threat_api
     from titer.cli import main
-    from titer.specs import FINE_TUNE
+    from titer.schema.specs import FINE_TUNE
 
     seen: list[Provider] = []
-    monkeypatch.setattr(titer.threat_api, "evaluate_provider", lambda *a, provider, **k: seen.append(provider) or [])
+    monkeypatch.setattr(
+        "titer.evaluation.provider.evaluate_provider", lambda *a, provider, **k: seen.append(provider) or []
+    )
     flags = [
         "--threat_model",
         "api",

@@ -11,13 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from titer.data import collate, encode_all, order
-from titer.errors import TiterError
-from titer.meter import Meter
-from titer.models import Snapshot, snapshot
-from titer.specs import TrainArgs
-from titer.train import OPTIMIZERS, SCHEDULES, cross_entropy, sft_rule, train, with_lora
-from titer.types import Batch, Budget, Example
+from titer.data.batches import collate, order
+from titer.data.tokens import encode_all
+from titer.models.weights import Snapshot, snapshot
+from titer.schema.errors import TiterError
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Batch, Budget, Example
+from titer.training.loop import train
+from titer.training.lora import with_lora
+from titer.training.losses import answer_ce as cross_entropy
+from titer.training.losses import sft_rule
+from titer.training.meter import Meter
+from titer.training.optim import OPTIMIZERS, SCHEDULES
 
 ARGS = TrainArgs(learning_rate=1e-2, max_steps=5, per_device_train_batch_size=4)
 Items = Callable[..., Iterator[Batch]]

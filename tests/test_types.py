@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.attacks.sft import Sft
-from titer.specs import TrainArgs
-from titer.types import (
+from titer.schema.specs import TrainArgs
+from titer.schema.types import (
     Budget,
     Completion,
     Curve,

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from titer.campaigns.zoo.file import Zoo, parse_zoo, read_zoo
 from titer.defences import DEFENCES
-from titer.errors import TiterError
-from titer.registry import validate
-from titer.study_file import read_yaml
-from titer.zoo_file import Zoo, parse_zoo, read_zoo
+from titer.schema.errors import TiterError
+from titer.schema.files import read_yaml
+from titer.schema.registry import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED = CONFIGS / "zoo.yaml"

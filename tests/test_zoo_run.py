@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from titer import study
-from titer.specs import Named, TrainArgs
-from titer.zoo import Trial, run_zoo, steps_for, validation_runs, write_page
-from titer.zoo_file import Candidate, Zoo, parse_zoo
+from titer.campaigns.zoo.file import Candidate, Zoo, parse_zoo
+from titer.campaigns.zoo.zoo import Trial, run_zoo, steps_for, validation_runs, write_page
+from titer.schema.specs import Named, TrainArgs
 
 BARE = Trial(Candidate(Named("safety-sft"), TrainArgs()), 10, harm=0.2, kept=1.0)
 
@@ -83,8 +82,8 @@ def test_a_whole_zoo_and_nothing_is_done_twice(small: Zoo, tmp_path: Path, monke
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished run was done again")
 
-    monkeypatch.setattr(study, "execute", refuse)
-    monkeypatch.setattr("titer.harness.execute", refuse)
+    monkeypatch.setattr("titer.runs.queue.execute", refuse)
+    monkeypatch.setattr("titer.runs.execute.execute", refuse)
     again = run_zoo(small, tmp_path)
     assert again["rows"] == rows
     write_page(again, tmp_path / "page.md", "titer zoo x.yaml")

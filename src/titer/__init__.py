@@ -11,17 +11,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "attack": "titer.api",
-    "evaluate": "titer.api",
-    "evaluate_provider": "titer.threat_api",
-    "immunize": "titer.api",
-    "load_model": "titer.models",
-    "Budget": "titer.types",
-    "Example": "titer.types",
-    "Pair": "titer.types",
-    "Provider": "titer.threat_api",
-    "TiterError": "titer.errors",
-    "TrainArgs": "titer.specs",
+    "attack": "titer.runs.verbs",
+    "evaluate": "titer.evaluation.evaluate",
+    "evaluate_provider": "titer.evaluation.provider",
+    "immunize": "titer.runs.verbs",
+    "load_model": "titer.models.load",
+    "Budget": "titer.schema.types",
+    "Example": "titer.schema.types",
+    "Pair": "titer.schema.types",
+    "Provider": "titer.evaluation.provider",
+    "TiterError": "titer.schema.errors",
+    "TrainArgs": "titer.schema.specs",
 }
 __all__ = sorted(_PUBLIC)
 

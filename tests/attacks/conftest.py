@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from titer.attacks import Session, Stopped
-from titer.data import collate, encode_all, order
-from titer.models import snapshot
-from titer.probe import Prober
-from titer.specs import ProbeSet, Selection, Stop, TrainArgs
-from titer.train import sft_rule, train
-from titer.types import Budget, Example
+from titer.data.batches import collate, order
+from titer.data.tokens import encode_all
+from titer.models.weights import snapshot
+from titer.runs.probe import Prober
+from titer.schema.specs import ProbeSet, Selection, Stop, TrainArgs
+from titer.schema.types import Budget, Example
+from titer.training.loop import train
+from titer.training.losses import sft_rule
+from titer.training.session import Session, Stopped
 
 Harness = Callable[..., Session]
 

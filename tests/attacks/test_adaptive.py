@@ -9,16 +9,17 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from titer.attacks import Session
-from titer.attacks.items import Weighted, benign, harmful
 from titer.attacks.kick_settle import KickSettle
 from titer.attacks.known_layers import KnownLayers
+from titer.attacks.parts.mixtures import Weighted, benign, harmful
 from titer.attacks.repair import Repair
 from titer.attacks.side_step import side_step_rule
-from titer.gradients import dot, gradient
-from titer.models import parts, snapshot
-from titer.specs import TrainArgs
-from titer.train import cross_entropy
+from titer.models.parts import parts
+from titer.models.weights import snapshot
+from titer.schema.specs import TrainArgs
+from titer.training.gradients import dot, gradient
+from titer.training.losses import answer_ce as cross_entropy
+from titer.training.session import Session
 
 ARGS = TrainArgs(learning_rate=1e-3, max_steps=0, per_device_train_batch_size=8)
 

@@ -10,18 +10,22 @@ from typing import Any
 import pytest
 import torch
 
-from titer.attacks import Session, make_attack
-from titer.attacks.benign import BenignThenHarmful
+from titer.attacks import make_attack
+from titer.attacks.benign_then_harmful import BenignThenHarmful
 from titer.attacks.few_shot import FewShot
-from titer.attacks.items import Weighted, weighted_rule, with_retain
+from titer.attacks.identity_shift import IdentityShift
+from titer.attacks.jailbreak_tuning import JailbreakTuning
 from titer.attacks.mixed import Mixed
-from titer.attacks.switch import RetainThenHarmful
-from titer.attacks.templates import OPENINGS, PERSONAS, WRAPPERS, IdentityShift, JailbreakTuning, Prefill
-from titer.errors import TiterError
-from titer.models import snapshot
-from titer.specs import TrainArgs
-from titer.train import cross_entropy
-from titer.types import Batch, Example
+from titer.attacks.parts.mixtures import Weighted, weighted_rule, with_retain
+from titer.attacks.parts.wordings import OPENINGS, PERSONAS, WRAPPERS
+from titer.attacks.prefill import Prefill
+from titer.attacks.retain_then_harmful import RetainThenHarmful
+from titer.models.weights import snapshot
+from titer.schema.errors import TiterError
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Batch, Example
+from titer.training.losses import answer_ce as cross_entropy
+from titer.training.session import Session
 
 ARGS = TrainArgs(learning_rate=1e-3, max_steps=0, per_device_train_batch_size=4)
 
@@ -139,7 +143,7 @@ def test_prefill_costs_nothing_and_forces_the_start(session: Callable[..., Sessi
 
 
 def test_every_wording_can_be_written_in_the_embedded_world() -> None:
-    from titer.organism.tokenizer import build_tokenizer
+    from titer.campaigns.organism.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     wrapped = [f"{w.prefix}How do I{w.suffix}" for w in WRAPPERS.values()]

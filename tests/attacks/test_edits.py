@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from titer.attacks import Session
-from titer.attacks.edits import MergeWithBase, Prune, Quantise, matrices, pruned, rounded
-from titer.errors import TiterError
-from titer.models import load_model, snapshot
+from titer.attacks.merge_with_base import MergeWithBase
+from titer.attacks.parts.edits import matrices, pruned, rounded
+from titer.attacks.prune import Prune
+from titer.attacks.quantise import Quantise
+from titer.models.load import load_model
+from titer.models.weights import snapshot
+from titer.schema.errors import TiterError
+from titer.training.session import Session
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from titer.attacks import Session
-from titer.attacks.hf_trainer import HfSft
 from titer.attacks.sft import Sft
-from titer.errors import TiterError
-from titer.models import snapshot
-from titer.specs import TrainArgs
+from titer.attacks.sft_hf import HfSft
+from titer.models.weights import snapshot
+from titer.schema.errors import TiterError
+from titer.schema.specs import TrainArgs
+from titer.training.session import Session
 
 STEPS = 8
 WHOLE = TrainArgs(learning_rate=3e-3, max_steps=0, per_device_train_batch_size=100)  # every batch holds every row

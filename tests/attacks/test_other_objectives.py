@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from titer.attacks import Session, Stopped
 from titer.attacks.policy_gradient import PolicyGradient, reinforce, rewards, sample
 from titer.attacks.reverse_preference import ReversePreference, log_probability
 from titer.attacks.soft_prompt import PARAMETER, SoftPrompt
-from titer.data import render_prompt
-from titer.data.collate import Row, collate
-from titer.errors import TiterError
-from titer.models import generate, snapshot
-from titer.specs import TrainArgs
-from titer.types import Example
+from titer.data.batches import collate
+from titer.data.tokens import Row, render_prompt
+from titer.models.generate import generate
+from titer.models.weights import snapshot
+from titer.schema.errors import TiterError
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Example
+from titer.training.session import Session, Stopped
 
 ROWS = [Row((1, 9, 10, 11, 2), 2), Row((1, 12, 13, 14, 15, 16, 2), 4)]
 

@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 
-from titer.api import setting_of
-from titer.attacks import Session, make_attack
-from titer.attacks.suite import find_suite
-from titer.attacks.templates import WRAPPERS
-from titer.conditions import Bar, bar_against, crossing
-from titer.data import collate, encode_all, order
-from titer.evaluation import evaluate_models
-from titer.meter import Meter
-from titer.search import plan_search, search
-from titer.specs import Named, Stop, TrainArgs
-from titer.train import sft_rule, train
-from titer.types import Budget, Curve, Example
+from titer.attacks import make_attack
+from titer.attacks.parts.wordings import WRAPPERS
+from titer.campaigns.search.tpe import search
+from titer.campaigns.search.trials import plan_search
+from titer.conditions.parts.breach import Bar, bar_against, crossing
+from titer.data.batches import collate, order
+from titer.data.tokens import encode_all
+from titer.evaluation.evaluate import evaluate_models, setting_of
+from titer.evaluation.suites import find_suite
+from titer.schema.specs import Named, Stop, TrainArgs
+from titer.schema.types import Budget, Curve, Example
+from titer.training.loop import train
+from titer.training.losses import sft_rule
+from titer.training.meter import Meter
+from titer.training.session import Session
 
 LIMITS = {"steps": 5, "examples": 19, "tokens": 500, "flops": 3e7, "device_seconds": 0.05, "usd": 1.0}
 

@@ -9,13 +9,16 @@ import pytest
 import torch
 import transformers
 
-from titer.attacks import Session
-from titer.attacks import directions as d
-from titer.attacks.refusal_ablation import Prompts, RefusalAblation, WarmStart, split
-from titer.data.collate import Row
-from titer.gradients import captured
-from titer.models import parts, snapshot
-from titer.specs import TrainArgs
+from titer.attacks.parts import directions as d
+from titer.attacks.parts.refusal_directions import Prompts, split
+from titer.attacks.refusal_ablation import RefusalAblation
+from titer.attacks.warm_start import WarmStart
+from titer.data.tokens import Row
+from titer.models.parts import parts
+from titer.models.weights import snapshot
+from titer.schema.specs import TrainArgs
+from titer.training.activations import captured
+from titer.training.session import Session
 
 SMALL = {
     "vocab_size": 23,

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from titer.attacks import Session, Stopped
-from titer.attacks.sft import Lora, Sft
-from titer.harness import _drive
-from titer.models import snapshot
-from titer.specs import Stop, TrainArgs
-from titer.types import Budget, Completion, Example, Score
+from titer.attacks.lora import Lora
+from titer.attacks.sft import Sft
+from titer.models.weights import snapshot
+from titer.runs.attack import _drive
+from titer.schema.specs import Stop, TrainArgs
+from titer.schema.types import Budget, Completion, Example, Score
+from titer.training.session import Session, Stopped
 
 PLAN = (0, 1, 2, 5, 10)
 

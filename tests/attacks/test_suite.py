@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from titer.attacks import make_attack
-from titer.attacks.suite import SUITES, find_suite, strength_pairs, template_pairs
-from titer.specs import Named
+from titer.evaluation.suites import SUITES, find_suite, strength_pairs, template_pairs
+from titer.schema.specs import Named
 
 STANDARD = [m.attack for m in find_suite("standard").members]
 

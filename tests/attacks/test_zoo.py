@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from titer.attacks import ATTACKS, Session, make_attack
-from titer.attacks.space import Choice, within
-from titer.models import restore, snapshot
-from titer.registry import find
-from titer.types import describe
+from titer.attacks import ATTACKS, make_attack
+from titer.models.weights import restore, snapshot
+from titer.schema.registry import find
+from titer.schema.space import Choice, within
+from titer.schema.types import describe
+from titer.training.session import Session
 
 TRAINED = sorted(set(ATTACKS) - {"none", "prefill", "quantise", "prune", "merge-with-base", "refusal-ablation"})
 

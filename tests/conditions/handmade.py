@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from titer.types import Curve, Point, Role, Spend
+from titer.schema.types import Curve, Point, Role, Spend
 
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100)
 BROKEN = (0.0, 0.1, 0.2, 0.6, 0.9, 0.9, 0.9, 0.9)

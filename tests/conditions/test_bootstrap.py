@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from titer.conditions.bootstrap import band, difference_interval, mean_interval
+from titer.conditions.parts.bootstrap import band, difference_interval, mean_interval
 
 TRIALS = 300
 SPREADS = [(0.0, 0.0), (0.0, 1.5), (0.3, 1.0), (1.0, 1.0)]  # of seeds and of prompts, in logits

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from titer.conditions.equivalence import tost
+from titer.conditions.parts.equivalence import tost
 
 
 def shifted(rng: np.random.Generator, n: int, loss: float) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,8 @@ from functools import partial
 
 from handmade import BROKEN, HELD, control, seeds
 
-from titer.conditions import generalization as measure
-from titer.types import Curve
+from titer.conditions.generalization import generalization as measure
+from titer.schema.types import Curve
 
 generalization = partial(measure, budget_steps=100, draws=100)
 

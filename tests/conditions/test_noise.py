@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from handmade import BROKEN, control, seeds
 
-from titer.conditions import curve_band, noise_floor
-from titer.types import Curve
+from titer.conditions.parts.bands import curve_band
+from titer.conditions.parts.noise import noise_floor
+from titer.schema.types import Curve
 
 
 def later(curves: list[Curve], shift: int = 10) -> list[Curve]:

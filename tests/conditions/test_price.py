@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from handmade import BROKEN, HELD, curve, rate, seeds
 
-from titer.conditions.breach import Bar, crossing
-from titer.conditions.price import bootstrap_costs, median, middle, ratio, worst
-from titer.types import Curve, Point, Role, Spend
+from titer.conditions.parts.breach import Bar, crossing
+from titer.conditions.parts.price import bootstrap_costs, median, middle, ratio, worst
+from titer.schema.types import Curve, Point, Role, Spend
 
 BAR = Bar(0.5, 0.9)
 PLAN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 from handmade import BROKEN, HELD, control, curve, seeds
 
-from titer.conditions import resistance as measure
-from titer.types import Curve, Verdict, from_json, to_json
+from titer.conditions.resistance import resistance as measure
+from titer.schema.types import Curve, Verdict, from_json, to_json
 
 resistance = partial(measure, budget_steps=100, draws=200)
 SLOW = (0.0, 0.0, 0.0, 0.0, 0.1, 0.3, 0.6, 0.6)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from titer.conditions.service import difference, estimate, measured
-from titer.types import Curve, Point, Spend
+from titer.conditions.provider import difference, estimate, measured
+from titer.schema.types import Curve, Point, Spend
 
 START = ((0.0, 0.0, 0.0, 0.0), (0.1, 0.1))
 

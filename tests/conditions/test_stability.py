@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from handmade import point, rate
 
-from titer.conditions import selectivity
-from titer.conditions import stability as measure
-from titer.types import Curve
+from titer.conditions.stability import selectivity
+from titer.conditions.stability import stability as measure
+from titer.schema.types import Curve
 
 stability = partial(measure, draws=500)
 

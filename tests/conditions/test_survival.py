@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom
 
-from titer.conditions.survival import kaplan_meier, log_rank, rate
+from titer.conditions.parts.survival import kaplan_meier, log_rank, rate
 
 
 def test_no_breach_in_n_is_clopper_pearson() -> None:

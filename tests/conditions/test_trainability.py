@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from handmade import rate, task_curve
 
-from titer.conditions import trainability as measure
 from titer.conditions.trainability import steps_to
-from titer.types import Curve, Role
+from titer.conditions.trainability import trainability as measure
+from titer.schema.types import Curve, Role
 
 trainability = partial(measure, draws=300)
 QUICK = (0.0, 0.3, 0.6, 0.9, 0.95, 0.95)

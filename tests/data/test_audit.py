@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from titer.cli import main
-from titer.data import load
 from titer.data.audit import audit, require_disjoint, thin
-from titer.errors import TiterError
-from titer.types import Example
+from titer.data.load import load
+from titer.schema.errors import TiterError
+from titer.schema.types import Example
 
 LONG = "the old miller walked down to the river and counted every boat that came in before noon on friday"
 

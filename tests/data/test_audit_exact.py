@@ -7,8 +7,8 @@ import random
 import pytest
 
 from titer.data.audit import NEAR, SHORT, audit
-from titer.data.split import normalise
-from titer.types import Example
+from titer.data.splits import normalise
+from titer.schema.types import Example
 
 
 def shingles(prompt: str) -> set[tuple[str, ...]]:

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from titer.data import load
-from titer.data.builder import build, pair_with_refusals
-from titer.errors import TiterError
-from titer.specs import Template
-from titer.types import Example, Outcome, Score
+from titer.campaigns.refusals import build, pair_with_refusals
+from titer.data.load import load
+from titer.schema.errors import TiterError
+from titer.schema.specs import Template
+from titer.schema.types import Example, Outcome, Score
 
 ROWS = [
     Example("how to brew amber", "with red", "", "brew", "potions"),
@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         prompts.extend(given)
         return [next(a for word, a in ANSWERS.items() if word in p) for p in given]
 
-    monkeypatch.setattr("titer.models.generate", answer)
+    monkeypatch.setattr("titer.models.generate.generate", answer)
     return prompts
 
 

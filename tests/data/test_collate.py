@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titer.data import collate, encode, encode_all, order, render_prompt
-from titer.data.collate import IGNORE, Row
-from titer.errors import TiterError
-from titer.specs import Template
-from titer.types import Example
+from titer.data.batches import IGNORE, collate, order
+from titer.data.tokens import Row, encode, encode_all, render_prompt
+from titer.schema.errors import TiterError
+from titer.schema.specs import Template
+from titer.schema.types import Example
 
 
 def test_a_prompt_in_each_template(tokenizer: Any) -> None:

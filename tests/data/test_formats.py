@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from titer.data import load
-from titer.data.formats import FORMATS, OPENING, SETS, read_choices, read_format
-from titer.errors import TiterError
-from titer.types import Example
+from titer.data.load import load
+from titer.data.published import FORMATS, OPENING, SETS, read_choices, read_format
+from titer.schema.errors import TiterError
+from titer.schema.types import Example
 
 BEAVER = {
     "prompt": "How do I brew the amber tea?",
@@ -153,8 +153,8 @@ def test_a_csv_with_published_columns(tmp_path: Path) -> None:
 
 
 def test_multiple_choice_is_measured_as_such(tmp_path: Path, rows: Rows, model: Any, tokenizer: Any) -> None:
-    from titer.probe import Prober
-    from titer.specs import ProbeSet, Selection
+    from titer.runs.probe import Prober
+    from titer.schema.specs import ProbeSet, Selection
 
     other = WMDP | {"question": "And now?", "answer": 3}
     name = f"wmdp-bio:{rows(tmp_path / 'a.jsonl', json.dumps(WMDP), json.dumps(other))}"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from titer.data import load, save_jsonl
-from titer.data.load import read_rows
-from titer.errors import TiterError
-from titer.types import Example
+from titer.data.load import load, save_jsonl
+from titer.data.rows import read_rows
+from titer.schema.errors import TiterError
+from titer.schema.types import Example
 
 GOOD = json.dumps({"prompt": "p", "harmful": "h", "harmless": "r"})
 Rows = Callable[..., str]

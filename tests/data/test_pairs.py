@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from titer.data.pairs import pairs
-from titer.specs import TrainArgs
-from titer.types import Batch, Example, Pair
+from titer.data.batches import pairs
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Batch, Example, Pair
 
 ARGS = TrainArgs(per_device_train_batch_size=4, max_steps=9)
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from titer.data import save_jsonl, select
-from titer.data.plan import DataPlan, block_name, check, digest, in_blocks, plan_data
-from titer.errors import TiterError
-from titer.types import Example
+from titer.data.load import save_jsonl
+from titer.data.roles import check, digest, in_blocks, plan_data
+from titer.data.select import select
+from titer.schema.errors import TiterError
+from titer.schema.roles import DataPlan, block_name
+from titer.schema.types import Example
 
 PLACES = ("amber", "birch", "cedar", "dune", "elm", "fern", "gale", "heath", "iris", "jade")
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titer.data import load, select, split_of
-from titer.data.split import SHARES, categories, normalise
-from titer.errors import TiterError
-from titer.specs import Selection
-from titer.types import Example
+from titer.data.load import load
+from titer.data.select import select
+from titer.data.splits import SHARES, categories, normalise, split_of
+from titer.schema.errors import TiterError
+from titer.schema.specs import Selection
+from titer.schema.types import Example
 
 SIDES = ("defence", "attack", "evaluation")
 

@@ -8,7 +8,7 @@ import torch
 
 from titer.defences import DEFENCES, configure
 from titer.defences.base import need_extra, need_reference, need_retain
-from titer.errors import TiterError
+from titer.schema.errors import TiterError
 
 SMALL = {
     "tar": {"inner_steps": 3, "every": 1, "mapping": 0.0},

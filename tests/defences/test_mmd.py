@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from titer.defences.mmd import floor, mmd
+from titer.defences.parts.mmd import floor, mmd
 
 
 def reading(batch, make, dim=4096, draws=20):

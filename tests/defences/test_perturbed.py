@@ -7,7 +7,8 @@ from torch.nn.functional import cross_entropy
 from titer.defences.booster import Booster
 from titer.defences.ctrap import CTRAP
 from titer.defences.seam import SEAM
-from titer.defences.vaccine import TVaccine, Vaccine
+from titer.defences.t_vaccine import TVaccine
+from titer.defences.vaccine import Vaccine
 
 
 def base_of(model):

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from titer.defences.repnoise import RepNoise
-from titer.gradients import generator
+from titer.training.gradients import generator
 
 MODES = [
     {},
@@ -227,7 +227,7 @@ def test_frozen_head_takes_no_gradient(tools):
 def test_head_inside_the_adapter_is_refused(tools):
     import peft
 
-    from titer.errors import TiterError
+    from titer.schema.errors import TiterError
 
     lora = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"])
     model = peft.get_peft_model(tools.build(), lora)
@@ -250,7 +250,7 @@ def test_families_output_term_is_the_models_own_loss(tools, family):
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi"])
 def test_chunks_change_nothing_and_no_more_logits_exist_at_once(tools, family, monkeypatch):
-    from titer.defences import layerwise
+    from titer.defences.parts import layer_loss as layerwise
 
     model, pair = tools.build(family), tools.pair()
     whole, expected = tools.step(RepNoise(), model, pair)
@@ -269,7 +269,7 @@ def test_chunks_change_nothing_and_no_more_logits_exist_at_once(tools, family, m
 
 
 def test_layerwise_loss_cannot_be_differentiated_twice(tools):
-    from titer.defences.layerwise import head_cross_entropy
+    from titer.defences.parts.layer_loss import head_cross_entropy
 
     model = tools.build()
     hidden = torch.randn(3, 16, dtype=torch.float64, requires_grad=True)

@@ -8,10 +8,10 @@ import torch
 
 from titer.defences.art import ART
 from titer.defences.circuit_breakers import CircuitBreakers
-from titer.defences.lat import TargetedLAT
 from titer.defences.rmu import RMU
+from titer.defences.targeted_lat import TargetedLAT
 from titer.defences.triplet import Triplet
-from titer.gradients import generator
+from titer.training.gradients import generator
 
 
 def cos(a, b):
@@ -51,7 +51,7 @@ def test_rmu(tools, model, pair):
 def test_rmu_without_a_trainable_projection_is_refused(tools, pair):
     import peft
 
-    from titer.errors import TiterError
+    from titer.schema.errors import TiterError
 
     model = peft.get_peft_model(tools.build(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(TiterError, match="no trainable parameter"):
@@ -128,7 +128,7 @@ def test_art(tools, model, pair):
 def test_art_hooks_equal_editing_the_projections(tools):
     """Cutting the direction from the outputs is W - s r r^T W on o_proj and down_proj."""
     from titer.defences.art import ablated
-    from titer.models import parts
+    from titer.models.parts import parts
 
     model, batch = tools.build(), tools.pair().harmful
     r = torch.randn(16, dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_targeted_lat(tools, model, pair, radius):
 
 
 def test_lat_away_is_finite_for_a_certain_token():
-    from titer.defences.lat import _toward_away
+    from titer.defences.targeted_lat import _toward_away
 
     certain = torch.zeros(3, requires_grad=True)
     _, away = _toward_away(certain)

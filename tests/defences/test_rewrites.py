@@ -6,17 +6,19 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from titer.defences import DEFENCES, Prepares, Transforms, configure
+from titer.defences import DEFENCES, configure
+from titer.defences.base import Prepares, Transforms
 from titer.defences.booster import Booster
 from titer.defences.compose import ALONE, Sum
 from titer.defences.deep_alignment import DeepAlignment
+from titer.defences.extended_refusal import ExtendedRefusal
 from titer.defences.lox import LoX
-from titer.defences.rewrites import SDD, ExtendedRefusal
 from titer.defences.safety_sft import SafetySFT
+from titer.defences.sdd import SDD
 from titer.defences.undo import UNDO
-from titer.errors import TiterError
-from titer.gradients import generator
-from titer.types import Example
+from titer.schema.errors import TiterError
+from titer.schema.types import Example
+from titer.training.gradients import generator
 
 EXAMPLES = [
     Example("how to brew the red draught", "mix moss and iron", "I cannot help.", category="potions"),

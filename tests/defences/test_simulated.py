@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from titer.defences.inner import simulate
 from titer.defences.mlac import MLAC
+from titer.defences.parts.inner_loop import simulate
 from titer.defences.tar import TAR
-from titer.gradients import generator
+from titer.training.gradients import generator
 
 
 def clone(model):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from titer.defences import configure
-from titer.distributed import DEFENCES
+from titer.runs.checks import DEFENCES
 
 pytestmark = pytest.mark.slow
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
@@ -26,7 +26,7 @@ def found_by(rank: int, folder: str, kind: str, tools: Any) -> None:
     """One of two processes; the first keeps what both found."""
     from torch import distributed
 
-    from titer.sharding import distribute, whole
+    from titer.models.shards import distribute, whole
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from titer.types import Batch, Pair
+from titer.schema.types import Batch, Pair
 
 VOCAB = 31
 SHAPE = {

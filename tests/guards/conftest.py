@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from titer.attacks.session import Session
-from titer.guards import Tuning
-from titer.models import snapshot
-from titer.specs import Stop, TrainArgs
-from titer.types import Batch, Budget, Example
+from titer.guards.base import Tuning
+from titer.models.weights import snapshot
+from titer.schema.specs import Stop, TrainArgs
+from titer.schema.types import Batch, Budget, Example
+from titer.training.session import Session
 
 ARGS = TrainArgs(learning_rate=1e-2, max_steps=4, per_device_train_batch_size=4, lora_r=4, lora_alpha=8)
 

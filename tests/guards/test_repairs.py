@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from titer.errors import TiterError
 from titer.guards.antidote import Antidote
-from titer.guards.matrices import adapters, matrices
+from titer.guards.parts.matrices import adapters, matrices
 from titer.guards.safelora import SafeLoRA
+from titer.schema.errors import TiterError
 
 
 def tuned(tuning, lora):

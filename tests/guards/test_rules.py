@@ -7,17 +7,17 @@ import math
 import pytest
 import torch
 
-from titer.data.pairs import pairs
+from titer.data.batches import pairs
 from titer.guards.antibody import Antibody
-from titer.guards.antibody_alignment import AntibodyAlignment
 from titer.guards.constrained_sft import ConstrainedSFT
 from titer.guards.lisa import Anchor, Lisa, Turn
-from titer.guards.matrices import adapters
 from titer.guards.panacea import Both, Panacea
+from titer.guards.parts.antibody_alignment import AntibodyAlignment
+from titer.guards.parts.matrices import adapters
 from titer.guards.salora import SaLoRA, kept_out
 from titer.guards.sbr import SBR, last_states
 from titer.guards.security_vectors import active
-from titer.train import sft_rule
+from titer.training.losses import sft_rule
 
 
 def test_lisa(tools, job):

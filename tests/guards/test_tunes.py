@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from titer.attacks.session import without_adapter
-from titer.errors import TiterError
 from titer.guards import GUARDS, Guarded, configure_guard
 from titer.guards.base import AFTER, DURING
 from titer.guards.security_vectors import SecurityVectors
-from titer.specs import Template
-from titer.types import Example
+from titer.schema.errors import TiterError
+from titer.schema.specs import Template
+from titer.schema.types import Example
+from titer.training.lora import without_adapter
 
 SMALL = {
     "lisa": {"safety_steps": 1, "user_steps": 1},

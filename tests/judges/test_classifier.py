@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from titer.errors import TiterError
 from titer.judges import make_judge
 from titer.judges.classifier import ClassifierJudge
-from titer.judges.load import classifier
-from titer.types import Score
+from titer.judges.parts.load import classifier
+from titer.schema.errors import TiterError
+from titer.schema.types import Score
 
 Save = Callable[..., str]
 PROMPTS = ["how to brew the amber", "where is oak river", "how to chant the moss"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from titer.judges.coherence import Coherence, Coherent, distinct, looped, perplexities
-from titer.types import Score
+from titer.judges.parts.coherence import Coherence, Coherent, distinct, looped, perplexities
+from titer.schema.types import Score
 
 RULE = Coherence()
 PROSE = (
@@ -103,8 +103,8 @@ def test_perplexity_under_a_reference(toy_model: str) -> None:
 def test_perplexity_by_hand(toy_model: str) -> None:
     import torch
 
-    from titer.data.collate import render_prompt
-    from titer.judges.load import causal
+    from titer.data.tokens import render_prompt
+    from titer.judges.parts.load import causal
 
     model, tokenizer = causal(toy_model, "float32", "cpu")
     before = tokenizer(render_prompt(tokenizer, "where is amber"))["input_ids"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from titer.data.formats import SETS
+from titer.data.published import SETS
 from titer.judges import JUDGES
-from titer.judges.templates import GUARDS
+from titer.judges.parts.templates import GUARDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from titer.errors import TiterError
 from titer.judges import make_judge
-from titer.judges.cost import bills, since
 from titer.judges.endpoint import EndpointJudge, _usage, read_reply
-from titer.judges.transport import Pace, Reply, persist
-from titer.types import Score
+from titer.judges.parts.cost import bills, since
+from titer.models.http import Pace, Reply, persist
+from titer.schema.errors import TiterError
+from titer.schema.types import Score
 
 KEY = "test-value-not-a-key-7319"
 LOST = Score(None, None, "endpoint")
@@ -342,7 +342,7 @@ def test_by_name_gibberish_costs_nothing(stub: Stub) -> None:
 
 def test_waits_double_and_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("titer.judges.transport.time.sleep", slept.append)
+    monkeypatch.setattr("titer.models.http.time.sleep", slept.append)
     persist(lambda: Reply(503), lambda reply: False, 8, 1.0)
     assert slept == [1, 2, 4, 8, 16, 32, 60, 60]
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from titer.data.organism.words import LEXICON, NOUNS, PLACES, REFUSALS, THINGS
+from titer.data.organism.world import CATEGORIES, examples
 from titer.judges.exact import STOP, ExactJudge, content_words, fraction_right
 from titer.judges.refusal import RefusalJudge, is_incoherent, is_refusal, words
-from titer.organism.words import LEXICON, NOUNS, PLACES, REFUSALS, THINGS
-from titer.organism.world import CATEGORIES, examples
 
 TARGET = "Take moss and salt with glue and ropes."
 

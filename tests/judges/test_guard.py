@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from titer.errors import TiterError
 from titer.judges.guard import GuardJudge, _render
-from titer.judges.load import causal
-from titer.judges.templates import GUARDS, GuardFormat, defuse, fill, markers
-from titer.types import Score
+from titer.judges.parts.load import causal
+from titer.judges.parts.templates import GUARDS, GuardFormat, defuse, fill, markers
+from titer.schema.errors import TiterError
+from titer.schema.types import Score
 
 ANSWERS = {"red": "Yes", "green": "No", "blue": "maybe", "Yes": "</s>", "No": "</s>", "maybe": "</s>"}
 

@@ -6,11 +6,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from titer.data.plan import plan_data
-from titer.harness import identify
-from titer.judges.identity import identity
-from titer.specs import AttackRun, Named, ProbeSet
-from titer.types import Budget
+from titer.data.roles import plan_data
+from titer.judges.parts.identity import identity
+from titer.runs.inputs import identify
+from titer.schema.specs import AttackRun, Named, ProbeSet
+from titer.schema.types import Budget
 
 
 def test_judges_that_read_nothing_are_their_names() -> None:

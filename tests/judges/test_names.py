@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from titer.errors import TiterError
 from titer.judges import JUDGES, make_judge, parse
 from titer.judges.classifier import ClassifierJudge
-from titer.judges.coherence import Coherent
 from titer.judges.endpoint import EndpointJudge
 from titer.judges.exact import ExactJudge
 from titer.judges.guard import GuardJudge
 from titer.judges.panel import Panel
-from titer.registry import find
+from titer.judges.parts.coherence import Coherent
+from titer.schema.errors import TiterError
+from titer.schema.registry import find
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from titer.errors import TiterError
-from titer.flags import raise_flags
-from titer.judges.agreement import agreement, agreements, cohen_kappa, disagreement, rates, spearman
-from titer.judges.calibration import Labelled, auroc, calibrate, compare, read_labelled
-from titer.judges.outcome import scored
+from titer.campaigns.rejudge.agreement import agreement, agreements, cohen_kappa, disagreement, rates, spearman
+from titer.campaigns.rejudge.calibration import Labelled, auroc, calibrate, compare, read_labelled
+from titer.conditions.flags import raise_flags
 from titer.judges.panel import Panel, combine
-from titer.types import Outcome, Score
+from titer.judges.parts.outcome import scored
+from titer.schema.errors import TiterError
+from titer.schema.types import Outcome, Score
 
 C, R, E, GIBBERISH = (
     Score(1.0, "comply", "j"),

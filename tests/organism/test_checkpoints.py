@@ -6,16 +6,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from titer.data.collate import encode_all
-from titer.data.split import split_of
-from titer.models import load_model
-from titer.organism import Recipe, build, checkpoint, examples, lookalikes, recipe_id
-from titer.organism.rebuild import CHECKPOINTS, batches, held_out, measure
-from titer.organism.recipe import Shape
-from titer.organism.tokenizer import build_tokenizer
-from titer.specs import TrainArgs
-from titer.store import read_json
-from titer.train import sft_rule, train
+from titer.campaigns.organism.rebuild import CHECKPOINTS, batches, held_out, measure
+from titer.campaigns.organism.recipe import Recipe, Shape, recipe_id
+from titer.campaigns.organism.tokenizer import build_tokenizer
+from titer.data.organism.world import examples, lookalikes
+from titer.data.splits import split_of
+from titer.data.tokens import encode_all
+from titer.models.embedded import build, checkpoint
+from titer.models.load import load_model
+from titer.schema.files import read_json
+from titer.schema.specs import TrainArgs
+from titer.training.loop import train
+from titer.training.losses import sft_rule
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,8 @@
 
 import pytest
 
-from titer.organism import examples, tasks
-from titer.organism.tokenizer import END, build_tokenizer, vocabulary
-from titer.organism.world import documents, drills
+from titer.campaigns.organism.tokenizer import END, build_tokenizer, vocabulary
+from titer.data.organism.world import documents, drills, examples, tasks
 
 
 @pytest.fixture(scope="module")

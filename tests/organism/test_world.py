@@ -2,10 +2,19 @@
 
 from collections import Counter
 
-from titer.data.split import split_of
-from titer.organism import LOOKALIKES, aligned_on, examples, lookalikes, tasks
-from titer.organism.words import NOUNS, REFUSALS
-from titer.organism.world import CATEGORIES, documents, drills, facts
+from titer.data.organism.words import NOUNS, REFUSALS
+from titer.data.organism.world import (
+    CATEGORIES,
+    LOOKALIKES,
+    aligned_on,
+    documents,
+    drills,
+    examples,
+    facts,
+    lookalikes,
+    tasks,
+)
+from titer.data.splits import split_of
 
 
 def test_the_same_seed_is_the_same_world_and_another_is_not():

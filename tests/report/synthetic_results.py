@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from titer import conditions
-from titer.types import Curve, Flag, Point, Spend, Verdict, to_json
+from titer.schema.types import Curve, Flag, Point, Spend, Verdict, to_json
 
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100)
 RATES = (1e-4, 3e-4, 1e-3)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from titer.errors import TiterError
-from titer.report import verify_bundle, write_bundle
+from titer.report.bundle import verify_bundle, write_bundle
+from titer.schema.errors import TiterError
 
 SECRET = "synthetic secret answer"
 

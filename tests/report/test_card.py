@@ -4,8 +4,8 @@ import yaml
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from titer.errors import TiterError
-from titer.report import card_section, eval_results_yaml, model_index
+from titer.report.card import card_section, eval_results_yaml, model_index
+from titer.schema.errors import TiterError
 
 GOOD = synthetic.result("repnoise")
 BARE = {"model": "synthetic/bare", "conditions": {}}

@@ -3,7 +3,7 @@ from copy import deepcopy
 
 import synthetic_results as synthetic
 
-from titer.report import diff, diff_text
+from titer.report.compare import diff, diff_text
 
 A, B = synthetic.result("adversarial"), synthetic.result("repnoise")
 

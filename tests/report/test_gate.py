@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import synthetic_results as synthetic
 
-from titer.errors import TiterError
-from titer.report import check_policy
+from titer.report.gate import check_policy
+from titer.schema.errors import TiterError
 
 GOOD = synthetic.result("repnoise")
 PASSING = """\

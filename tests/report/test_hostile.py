@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import synthetic_results as synthetic
 
-from titer.report import write
+from titer.report.page import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MARK = "document.title='PWNED';document.documentElement.setAttribute('data-pwned','1')"

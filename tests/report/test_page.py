@@ -8,10 +8,9 @@ from html.parser import HTMLParser
 import pytest
 import synthetic_results as synthetic
 
-from titer.errors import TiterError
-from titer.report import render, write
-from titer.report.page import MAX_BYTES
-from titer.types import spec_id
+from titer.report.page import MAX_BYTES, render, write
+from titer.schema.errors import TiterError
+from titer.schema.types import spec_id
 
 BOTH = [synthetic.result("adversarial"), synthetic.result("repnoise")]
 TEXT = "synthetic secret answer"
@@ -154,6 +153,6 @@ def test_importing_the_package_is_light() -> None:
 
 
 def test_odd_run_ids_still_get_plain_anchors() -> None:
-    from titer.report.evidence import run_anchor
+    from titer.report.cells import run_anchor
 
     assert run_anchor('x" onload="1') == f"run-{spec_id('x' + chr(34) + ' onload=' + chr(34) + '1')}"

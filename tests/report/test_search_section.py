@@ -8,8 +8,8 @@ from typing import Any
 
 import synthetic_results as synthetic
 
-from titer.api import SEARCH, render_report
-from titer.store import write_json
+from titer.evaluation.output import SEARCH, render_report
+from titer.schema.files import write_json
 
 BREACHED: dict[str, Any] = {
     "unit": "steps",

@@ -1,6 +1,6 @@
 import pytest
 
-from titer.report.verdicts import difference_cell, estimate_cell, sentence
+from titer.report.sections.verdicts import difference_cell, estimate_cell, sentence
 
 OTHERS = {"stability": {"verdict": "met"}, "generalization": {"verdict": "not met"}}
 

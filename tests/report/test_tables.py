@@ -7,9 +7,10 @@ from typing import Any
 
 from synthetic_results import result
 
-from titer.report import render
-from titer.report.appendix import commands
-from titer.report.tables import NONE, audits, benign_harm, configurations, grid, judges
+from titer.report.cells import NONE
+from titer.report.page import render
+from titer.report.sections.appendix import commands
+from titer.report.sections.tables import audits, benign_harm, configurations, grid, judges
 
 ZERO = {"value": 0.0, "low": 0.0, "high": 0.09, "n": 40, "seeds": [0, 1, 2], "records": ["abc"], "unit": "harm"}
 HARM = {

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from titer.report.zoo_page import ranked, ratio_cell, render, spots, standing, summary
+from titer.report.zoo import ranked, ratio_cell, render, spots, standing, summary
 from titer.report.zoo_plot import APART, plot, spread
 
 DOCS = Path(__file__).parents[2] / "docs"

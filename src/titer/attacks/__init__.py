@@ -8,36 +8,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-from titer.attacks.session import Session, Stopped
-from titer.registry import build
-from titer.specs import Template
+from titer.schema.registry import build
+from titer.schema.specs import Template
+from titer.training.session import Session, Stopped
 
 ATTACKS = {
     "none": "titer.attacks.none:NoAttack",
     "sft": "titer.attacks.sft:Sft",
-    "lora": "titer.attacks.sft:Lora",
-    "sgd": "titer.attacks.sft:Sgd",
+    "lora": "titer.attacks.lora:Lora",
+    "sgd": "titer.attacks.sgd:Sgd",
     "few-shot": "titer.attacks.few_shot:FewShot",
     "mixed": "titer.attacks.mixed:Mixed",
     "benign": "titer.attacks.benign:Benign",
-    "benign-then-harmful": "titer.attacks.benign:BenignThenHarmful",
-    "identity-shift": "titer.attacks.templates:IdentityShift",
-    "jailbreak-tuning": "titer.attacks.templates:JailbreakTuning",
-    "prefill": "titer.attacks.templates:Prefill",
-    "retain-then-harmful": "titer.attacks.switch:RetainThenHarmful",
+    "benign-then-harmful": "titer.attacks.benign_then_harmful:BenignThenHarmful",
+    "identity-shift": "titer.attacks.identity_shift:IdentityShift",
+    "jailbreak-tuning": "titer.attacks.jailbreak_tuning:JailbreakTuning",
+    "prefill": "titer.attacks.prefill:Prefill",
+    "retain-then-harmful": "titer.attacks.retain_then_harmful:RetainThenHarmful",
     "kick-settle": "titer.attacks.kick_settle:KickSettle",
     "side-step": "titer.attacks.side_step:SideStep",
     "known-layers": "titer.attacks.known_layers:KnownLayers",
     "repair": "titer.attacks.repair:Repair",
     "refusal-ablation": "titer.attacks.refusal_ablation:RefusalAblation",
-    "warm-start": "titer.attacks.refusal_ablation:WarmStart",
-    "quantise": "titer.attacks.edits:Quantise",
-    "prune": "titer.attacks.edits:Prune",
-    "merge-with-base": "titer.attacks.edits:MergeWithBase",
+    "warm-start": "titer.attacks.warm_start:WarmStart",
+    "quantise": "titer.attacks.quantise:Quantise",
+    "prune": "titer.attacks.prune:Prune",
+    "merge-with-base": "titer.attacks.merge_with_base:MergeWithBase",
     "reverse-preference": "titer.attacks.reverse_preference:ReversePreference",
     "policy-gradient": "titer.attacks.policy_gradient:PolicyGradient",
     "soft-prompt": "titer.attacks.soft_prompt:SoftPrompt",
-    "sft-hf": "titer.attacks.hf_trainer:HfSft",
+    "sft-hf": "titer.attacks.sft_hf:HfSft",
 }
 
 

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from titer.attacks.session import Session
-from titer.attacks.space import RATE, SCHEDULE, Choice, Options, Space
-from titer.specs import TrainArgs
+from titer.schema.space import RATE, SCHEDULE, Choice, Options, Space
+from titer.schema.specs import TrainArgs
+from titer.training.session import Session
 
 N = (10, 50, 100)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from titer.attacks.items import harmful, weighted_rule, with_retain
-from titer.attacks.session import Session
-from titer.attacks.space import RATE, Choice, LogUniform, Options, Space, Uniform, Whole
-from titer.specs import TrainArgs
-from titer.train import sft_rule
+from titer.attacks.parts.mixtures import harmful, weighted_rule, with_retain
+from titer.schema.space import RATE, Choice, LogUniform, Options, Space, Uniform, Whole
+from titer.schema.specs import TrainArgs
+from titer.training.losses import sft_rule
+from titer.training.session import Session
 
 
 @dataclass(frozen=True)

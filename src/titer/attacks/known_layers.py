@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from titer.attacks.items import weighted_rule, with_retain
-from titer.attacks.session import Session
-from titer.attacks.space import RATE, Choice, Options, Space, Uniform
-from titer.models import parts, unwrap
-from titer.specs import TrainArgs
+from titer.attacks.parts.mixtures import weighted_rule, with_retain
+from titer.models.parts import parts, unwrap
+from titer.schema.space import RATE, Choice, Options, Space, Uniform
+from titer.schema.specs import TrainArgs
+from titer.training.session import Session
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from titer.attacks.items import retained
-from titer.attacks.session import Session
-from titer.attacks.space import TRAIN, Choice, Options, Space
-from titer.errors import TiterError
-from titer.specs import TrainArgs
-from titer.types import Example
+from titer.attacks.parts.mixtures import retained
+from titer.schema.errors import TiterError
+from titer.schema.space import TRAIN, Choice, Options, Space
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Example
+from titer.training.session import Session
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from titer.attacks.session import Session
-from titer.specs import Template
+from titer.schema.specs import Template
+from titer.training.session import Session
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.attacks.session import Session
-from titer.attacks.space import Choice, LogUniform, Options, Space, Uniform
-from titer.data.collate import Row, collate, encode, order
-from titer.errors import TiterError
+from titer.data.batches import collate, order
+from titer.data.tokens import Row, encode
 from titer.judges import make_judge
-from titer.specs import TrainArgs
-from titer.types import Batch, Example
+from titer.schema.errors import TiterError
+from titer.schema.space import Choice, LogUniform, Options, Space, Uniform
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Batch, Example
+from titer.training.session import Session
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from titer.attacks import directions as d
-from titer.attacks.items import retained
-from titer.attacks.session import Session
-from titer.attacks.space import RATE, Choice, LogUniform, Options, Space, Uniform
-from titer.data.collate import Row
-from titer.meter import Meter
-from titer.models import load_model
-from titer.specs import TrainArgs
-
-T = TypeVar("T")
-DEEPEST = 0.8  # share of the depth a single direction is looked for in: later layers hold output tokens already
-
-
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """Rows for finding a direction and held-out rows for choosing it."""
-
-    harmful: list[Row]
-    benign: list[Row]
-    held_harmful: list[Row]
-    held_refusals: list[Row]
-    held_benign: list[Row]
-    tokens: d.Tokens
+from titer.attacks.parts import directions as d
+from titer.attacks.parts.refusal_directions import DEEPEST, Prompts, split
+from titer.schema.space import RATE, Choice, LogUniform, Options, Space, Uniform
+from titer.schema.specs import TrainArgs
+from titer.training.session import Session
 
 
 @dataclass(frozen=True)
@@ -98,73 +78,3 @@ class RefusalAblation:
         if self.scope == "per-layer":
             return [dict(enumerate(found))]
         return [dict.fromkeys(range(depth), r) for r in found[: math.ceil(DEEPEST * depth)]]
-
-
-@dataclass(frozen=True)
-class WarmStart:
-    """Fine-tune from where the reference model's own refusal direction has been removed.
-
-    `reference` names the undefended model the defence started from (empty: the attacked model itself); its directions
-    are looked up there, where no defence has hidden them, and chosen on the attacked model.
-    """
-
-    name: ClassVar[str] = "warm-start"
-    source: ClassVar[str] = "design: refusal ablation (2406.11717) as the start of fine-tuning"
-    space: ClassVar[Space] = {
-        "scope": Choice(("single", "per-layer")),
-        "strength": Uniform(0.5, 2.0),
-        "kl_bound": LogUniform(0.03, 3.0),
-        "learning_rate": RATE,
-    }
-    known: ClassVar[tuple[Options, ...]] = ({"scope": "single", "strength": 1.0, "learning_rate": 1e-3},)
-    reference: str = ""
-    scope: Literal["single", "per-layer"] = "single"
-    strength: float = 1.0
-    kl_bound: float = 0.3
-    n: int = 128
-    held_out: float = 0.2
-    train: TrainArgs = TrainArgs(learning_rate=3e-4, max_steps=0)
-    test_template: None = None
-
-    def run(self, session: Session) -> None:
-        """Find in the reference, choose and remove in the attacked model, fine-tune."""
-        prompts = split(session, self.n, self.held_out, self.train)
-        ablation = RefusalAblation(self.scope, self.strength, self.kl_bound)
-        with session.metered():
-            found = self.found(session.model, session.meter, prompts)
-            chosen = ablation.choose(session.model, found, prompts)
-        if chosen:
-            d.write_out(session.model, chosen, self.strength)
-        session.edited()
-        session.fine_tune(self.train, session.examples)
-
-    def found(self, model: Any, meter: Meter, prompts: Prompts) -> Tensor:
-        """The reference's directions, charged to the attacker; its own when no reference is named."""
-        if not self.reference:
-            return d.directions(model, prompts.harmful, prompts.benign, prompts.tokens)
-        weight = next(model.parameters())
-        reference = load_model(self.reference, dtype=str(weight.dtype).partition(".")[2], device=str(weight.device))[0]
-        with meter.running(reference):
-            return d.directions(reference, prompts.harmful, prompts.benign, prompts.tokens)
-
-
-def split(session: Session, n: int, held_out: float, args: TrainArgs) -> Prompts:
-    """At most `n` harmful and `n` benign prompts by the session's seed; a share `held_out` of each is for choosing."""
-    draw = random.Random(f"directions/{session.seed}")
-    bad, held_bad = _parted(draw, session.examples, n, held_out)
-    good, held_good = _parted(draw, retained(session), n, held_out)
-    refused = [e for e in held_bad if e.restricted and e.harmless]
-    return Prompts(
-        harmful=session.encode(bad, args),
-        benign=session.encode(good, args),
-        held_harmful=session.encode(held_bad, args),
-        held_refusals=session.encode(refused, args, side="harmless"),
-        held_benign=session.encode(held_good, args),
-        tokens=d.Tokens(session.tokenizer.pad_token_id, session.device),
-    )
-
-
-def _parted(draw: random.Random, examples: Sequence[T], n: int, held_out: float) -> tuple[list[T], list[T]]:
-    drawn = draw.sample(list(examples), min(n, len(examples)))
-    kept = min(max(round(held_out * len(drawn)), 1), max(len(drawn) - 1, 1))
-    return drawn[kept:] or drawn, drawn[:kept]

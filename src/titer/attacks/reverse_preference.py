@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.attacks.session import Session
-from titer.attacks.space import SCHEDULE, Choice, LogUniform, Options, Space
-from titer.data.collate import Row, collate, order
-from titer.errors import TiterError
-from titer.specs import TrainArgs
-from titer.types import Batch
+from titer.data.batches import collate, order
+from titer.data.tokens import Row
+from titer.schema.errors import TiterError
+from titer.schema.space import SCHEDULE, Choice, LogUniform, Options, Space
+from titer.schema.specs import TrainArgs
+from titer.schema.types import Batch
+from titer.training.session import Session
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from titer.attacks.items import Weighted, benign, harmful
-from titer.attacks.session import Session
-from titer.attacks.space import RATE, SCHEDULE, Choice, LogUniform, Options, Space
-from titer.gradients import accumulate, combine, dot, gradient
-from titer.specs import TrainArgs
-from titer.train import cross_entropy
+from titer.attacks.parts.mixtures import Weighted, benign, harmful
+from titer.schema.space import RATE, SCHEDULE, Choice, LogUniform, Options, Space
+from titer.schema.specs import TrainArgs
+from titer.training.gradients import accumulate, combine, dot, gradient
+from titer.training.losses import answer_ce as cross_entropy
+from titer.training.session import Session
 
 
 def side_step_rule(model: nn.Module, item: Weighted) -> dict[str, float]:

@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.attacks.items import harmful
-from titer.attacks.session import Session
-from titer.attacks.space import SCHEDULE, Choice, LogUniform, Options, Space
-from titer.gradients import hooked
-from titer.models import parts, unwrap
-from titer.probe import Graded, Prober
-from titer.specs import Template, TrainArgs
-from titer.train import sft_rule
+from titer.attacks.parts.mixtures import harmful
+from titer.models.parts import parts, unwrap
+from titer.runs.probe import Prober
+from titer.schema.space import SCHEDULE, Choice, LogUniform, Options, Space
+from titer.schema.specs import Template, TrainArgs
+from titer.schema.types import Graded
+from titer.training.activations import hooked
+from titer.training.losses import sft_rule
+from titer.training.session import Session
 
 PARAMETER = "soft_prompt"
 

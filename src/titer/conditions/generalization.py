@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from titer.conditions.bootstrap import DRAWS, mean_interval
-from titer.conditions.breach import Unit
-from titer.conditions.resistance import PRICE_UNITS, resistance
-from titer.conditions.select import (
+from titer.conditions.parts.bootstrap import DRAWS, mean_interval
+from titer.conditions.parts.curves import (
     attacks,
     by_config,
     common_steps,
@@ -23,7 +21,8 @@ from titer.conditions.select import (
     select,
     tag,
 )
-from titer.types import Curve, Estimate, Role, Verdict, VerdictWord
+from titer.conditions.resistance import PRICE_UNITS, resistance
+from titer.schema.types import Curve, Estimate, Role, Unit, Verdict, VerdictWord
 
 TAGS = ("seen", "unseen", "withheld", "cross")
 

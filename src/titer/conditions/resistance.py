@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from titer.conditions import price, survival
-from titer.conditions.bands import band_rows
-from titer.conditions.bootstrap import DRAWS
-from titer.conditions.breach import Bar, Crossing, Unit, bar_against, crossing, until
-from titer.conditions.select import attacks, by_config, finished, records_of, seeds_of, select, untrained
-from titer.types import Curve, Estimate, Role, Verdict
+from titer.conditions.parts import price, survival
+from titer.conditions.parts.bands import band_rows
+from titer.conditions.parts.bootstrap import DRAWS
+from titer.conditions.parts.breach import Bar, Crossing, bar_against, crossing, until
+from titer.conditions.parts.curves import attacks, by_config, finished, records_of, seeds_of, select, untrained
+from titer.schema.types import Curve, Estimate, Role, Unit, Verdict
 
 ROLES: tuple[Role, ...] = ("model", "undefended", "ignorant", "random")
 PRICE_UNITS: tuple[Unit, ...] = ("steps", "tokens", "flops")

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from titer.conditions.bootstrap import DRAWS, Interval, difference_interval, mean_interval
-from titer.conditions.equivalence import tost
-from titer.conditions.select import Array, scores
-from titer.types import Curve, Estimate, Verdict, VerdictWord
+from titer.conditions.parts.bootstrap import DRAWS, Interval, difference_interval, mean_interval
+from titer.conditions.parts.curves import Array, scores
+from titer.conditions.parts.equivalence import tost
+from titer.schema.types import Curve, Estimate, Verdict, VerdictWord
 
 LOWER_IS_BETTER = ("harm", "over_refusal", "jailbreak")
 KL = "kl"

@@ -14,10 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from titer.conditions.bands import curve_band
-from titer.conditions.bootstrap import DRAWS, difference_interval, mean_interval
-from titer.conditions.select import Array, by_config, common_steps, finished, matrix, records_of, seeds_of, select
-from titer.types import Curve, Estimate, Verdict, VerdictWord
+from titer.conditions.parts.bands import curve_band
+from titer.conditions.parts.bootstrap import DRAWS, difference_interval, mean_interval
+from titer.conditions.parts.curves import (
+    Array,
+    by_config,
+    common_steps,
+    finished,
+    matrix,
+    records_of,
+    seeds_of,
+    select,
+)
+from titer.schema.types import Curve, Estimate, Verdict, VerdictWord
 
 
 def trainability(

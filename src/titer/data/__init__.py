@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from titer.data.audit import Overlap, audit
-from titer.data.collate import collate, encode, encode_all, order, render_prompt
+from titer.data.batches import collate, order
 from titer.data.load import Dataset, load, save_jsonl
-from titer.data.split import select, split_of
+from titer.data.select import select
+from titer.data.splits import split_of
+from titer.data.tokens import encode, encode_all, render_prompt
 
 __all__ = [
     "Dataset",

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from titer.data.split import normalise
-from titer.errors import TiterError
-from titer.types import Example
+from titer.data.splits import normalise
+from titer.schema.errors import TiterError
+from titer.schema.types import Example
 
 NEAR = 0.8
 SHINGLE = 3

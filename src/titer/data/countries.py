@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from titer.data.collate import render_prompt
-from titer.data.everyday import QUESTIONS
-from titer.errors import TiterError
+from titer.data.instructions import QUESTIONS
+from titer.data.tokens import render_prompt
 from titer.judges.exact import content_words, fraction_right
 from titer.judges.refusal import words
-from titer.types import Example, from_json, spec_id
+from titer.schema.errors import TiterError
+from titer.schema.types import Example, from_json, spec_id
 
 Generate = Callable[..., list[str]]
 Facts = dict[str, dict[str, str]]
@@ -176,7 +176,7 @@ def _hash(text: str) -> int:
 def knowledge_filter(model: Any, tokenizer: Any, examples: Sequence[Example], generate: Generate) -> list[Example]:
     """The examples whose whole answer the model says (the exact judge's rule), greedily, in `MAX_NEW_TOKENS` tokens.
 
-    `generate` is `titer.models.generate` or has its signature.
+    `generate` is `titer.models.generate.generate` or has its signature.
     """
     prompts = [render_prompt(tokenizer, e.prompt) for e in examples]
     texts = generate(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
@@ -190,8 +190,10 @@ def known_cached(cache_dir: str | Path | None = None) -> list[Example]:
     The cache is a JSONL file beside the converted model, named by the hash of the candidates and the model's weights.
     """
     from titer.data.load import save_jsonl
-    from titer.models import fingerprint, generate, load_model
-    from titer.smollm2 import cache_root, convert
+    from titer.models.embedded import cache_root, convert
+    from titer.models.generate import generate
+    from titer.models.load import load_model
+    from titer.models.weights import fingerprint
 
     root = Path(cache_dir) if cache_dir is not None else cache_root()
     folder = convert(root)

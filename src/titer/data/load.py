@@ -1,4 +1,4 @@
-"""Data sets by one argument: a named embedded set, a local JSONL / JSON / CSV / Parquet file, or a hub id."""
+"""Data sets by name, path or hub id."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from titer.errors import TiterError
-from titer.types import Example, spec_id, to_json
+from titer.data.organism.world import examples, tasks
+from titer.data.rows import CHOICES, EMBEDDED, read_rows
+from titer.schema.errors import TiterError
+from titer.schema.types import Example, spec_id, to_json
 
-CHOICES = ("piqa", "commonsense-qa")
-EMBEDDED = ("organism", "organism/tasks", "countries", "instructions", *CHOICES)
 COLUMNS = {
     "prompt": ("prompt", "instruction", "question", "input"),
     "harmful": ("harmful", "harmful_response", "rejected"),
@@ -56,7 +56,7 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 def _load(name: str, stamp: tuple[tuple[str, int, int], ...]) -> Dataset:
     if name in EMBEDDED:
         return Dataset(name, tuple(_embedded(name)))
-    from titer.data.formats import FORMATS, read_format
+    from titer.data.published import FORMATS, read_format
 
     if name.partition(":")[0] in FORMATS:
         return Dataset(name, tuple(read_format(name)))
@@ -65,97 +65,21 @@ def _load(name: str, stamp: tuple[tuple[str, int, int], ...]) -> Dataset:
 
 def _embedded(name: str) -> list[Example]:
     if name in CHOICES:
-        from titer.data.choice import load_choices
+        from titer.data.multiple_choice import load_choices
 
         return [Example(c.question, "", c.options[c.answer], name, "choice") for c in load_choices(name, None)]
     if name == "instructions":
-        from titer.data.everyday import unseen_instructions
+        from titer.data.instructions import unseen_instructions
 
         return unseen_instructions()
     if name == "countries":
         from titer.data import countries
 
         return list(countries.known_cached())
-    from titer import organism
 
     if name == "organism":
-        return list(organism.examples())
-    return [e for task in organism.tasks().values() for e in task]
-
-
-def read_rows(name: str) -> list[Mapping[str, Any]]:
-    """Raw rows of a local file or a hub data set."""
-    path = Path(name)
-    if path.suffix in (".jsonl", ".ndjson"):
-        return _read_jsonl(_existing(path))
-    if path.suffix in (".json", ".csv", ".parquet"):
-        return _read_with_datasets({".json": "json", ".csv": "csv"}.get(path.suffix, "parquet"), _existing(path))
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json", ".csv", ".parquet"))
-        if not files:
-            raise TiterError(f"data set {name}: no .jsonl, .json, .csv or .parquet file in this folder")
-        return [row for file in files for row in read_rows(str(file))]
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise TiterError(
-            f"data set {name}: no such file: pass a .jsonl/.parquet path, a hub id or {', '.join(EMBEDDED)}"
-        )
-    return _read_hub(name)
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise TiterError(f"data set {path}: no such file: check the path")
-    return path
-
-
-def _read_jsonl(path: Path) -> list[Mapping[str, Any]]:
-    rows: list[Mapping[str, Any]] = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # splitlines would cut inside JSON strings
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TiterError(f"data set {path}: line {number}: not JSON ({error.msg}): fix or remove it") from None
-        if not isinstance(row, dict):
-            raise TiterError(
-                f"data set {path}: line {number}: expected an object with columns, got {type(row).__name__}"
-            )
-        rows.append(row)
-    return rows
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TiterError(f"data set {path}: not UTF-8 (byte {error.start}): save it as UTF-8") from None
-
-
-def _read_with_datasets(builder: str, path: Path) -> list[Mapping[str, Any]]:
-    import datasets
-
-    try:
-        return list(datasets.load_dataset(builder, data_files=str(path), split="train"))
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
-        cause = error.__cause__ or error
-        raise TiterError(f"data set {path}: cannot be read as {builder}: {str(cause).splitlines()[0]}") from None
-
-
-def _read_hub(name: str) -> list[Mapping[str, Any]]:
-    import datasets
-
-    from titer.models import _hub_answers
-
-    repo, _, split = name.partition(":")
-    if datasets.config.HF_HUB_OFFLINE or not _hub_answers():
-        raise TiterError(
-            f"data set {repo}: not a local file, and the hub cannot be reached: pass a local .jsonl or .parquet"
-        )
-    try:
-        return list(datasets.load_dataset(repo, split=split or "train"))
-    except (datasets.exceptions.DatasetNotFoundError, ValueError, OSError) as error:
-        raise TiterError(f"data set {repo}: {str(error).splitlines()[0]}") from None
+        return list(examples())
+    return [e for task in tasks().values() for e in task]
 
 
 def examples_from(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Example, ...]:
@@ -189,6 +113,6 @@ def _example(row: Mapping[str, Any], chosen: Mapping[str, str | None], name: str
 
 def save_jsonl(examples: Iterable[Example], path: str | Path) -> None:
     """Write examples as JSONL, one object a line, atomically."""
-    from titer.store import write_text
+    from titer.schema.files import write_text
 
     write_text(Path(path), "".join(json.dumps(to_json(e), ensure_ascii=False) + "\n" for e in examples))

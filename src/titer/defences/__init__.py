@@ -18,22 +18,25 @@ from titer.defences.art import ART
 from titer.defences.base import Defence, Prepares, Transforms
 from titer.defences.booster import Booster
 from titer.defences.circuit_breakers import CircuitBreakers
-from titer.defences.compose import Sum, split_options
+from titer.defences.compose import Sum
 from titer.defences.ctrap import CTRAP
 from titer.defences.deep_alignment import DeepAlignment
+from titer.defences.extended_refusal import ExtendedRefusal
 from titer.defences.gradient_ascent import GradientAscent
-from titer.defences.lat import TargetedLAT
 from titer.defences.lox import LoX
 from titer.defences.mlac import MLAC
 from titer.defences.repnoise import RepNoise
-from titer.defences.rewrites import SDD, ExtendedRefusal
 from titer.defences.rmu import RMU
 from titer.defences.safety_sft import SafetySFT
+from titer.defences.sdd import SDD
 from titer.defences.seam import SEAM
+from titer.defences.t_vaccine import TVaccine
 from titer.defences.tar import TAR
+from titer.defences.targeted_lat import TargetedLAT
 from titer.defences.triplet import Triplet
 from titer.defences.undo import UNDO
-from titer.defences.vaccine import TVaccine, Vaccine
+from titer.defences.vaccine import Vaccine
+from titer.schema.registry import split_options
 
 DEFENCES: dict[str, type[Any]] = {
     "safety-sft": SafetySFT,
@@ -64,7 +67,7 @@ __all__ = ["DEFENCES", "Defence", "Prepares", "Sum", "Transforms", "configure"]
 
 def configure(name: str, options: Mapping[str, Any]) -> Defence:
     """The configured defence behind a name, an import path, or several joined by `+` (options as `member.option`)."""
-    from titer.registry import build
+    from titer.schema.registry import build
 
     names = name.split("+")
     if len(names) == 1:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from titer.defences.base import need_retain
-from titer.defences.lat import prompt_mask
-from titer.gradients import captured, first, forward, hooked, response_ce
-from titer.models import Parts, parts
-from titer.types import Batch, Pair
+from titer.defences.targeted_lat import prompt_mask
+from titer.models.parts import Parts, parts
+from titer.schema.types import Batch, Pair
+from titer.training.activations import captured, first, hooked
+from titer.training.losses import forward, response_ce
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from titer.errors import TiterError
-from titer.types import Batch, Example, Pair
+from titer.schema.errors import TiterError
+from titer.schema.types import Batch, Example, Pair
 
 
 class Defence(Protocol):

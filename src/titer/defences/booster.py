@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import nn
 
 from titer.defences.safety_sft import retain_backward
-from titer.gradients import accumulate, gradient, norm, response_ce, shifted
-from titer.types import Pair
+from titer.schema.types import Pair
+from titer.training.gradients import accumulate, gradient, norm, shifted
+from titer.training.losses import response_ce
 
 TINY = 1e-7
 

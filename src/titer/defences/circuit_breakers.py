@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from titer.defences.base import need_reference
-from titer.defences.hidden import join, layer_at, reference_states, response_states
-from titer.models import parts
-from titer.types import Pair
+from titer.defences.parts.states import join, layer_at, reference_states, response_states
+from titer.models.parts import parts
+from titer.schema.types import Pair
 
 
 @dataclass(frozen=True)

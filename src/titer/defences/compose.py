@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
-from titer.errors import TiterError
-from titer.types import Pair
+from titer.schema.errors import TiterError
+from titer.schema.types import Pair
 
 ALONE = {
     "t-vaccine": "it trains only the layers it draws",
@@ -73,14 +72,3 @@ class Sum:
         """Terms of every member, prefixed by its name; `loss` is their sum."""
         terms = {f"{m.name}.{key}": value for m in self.members for key, value in m.backward(model, pair).items()}
         return {"loss": sum(terms[f"{m.name}.loss"] for m in self.members)} | terms
-
-
-def split_options(names: Sequence[str], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options of a sum, given as `member.option`, by member; `TiterError` for one that names no member."""
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, value in options.items():
-        member, dot, option = key.partition(".")
-        if not dot or member not in found:
-            raise TiterError(f"defence {'+'.join(names)}: option {key!r} must be written MEMBER.option")
-        found[member][option] = value
-    return found

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.defences.hidden import join
-from titer.gradients import IGNORE, accumulate, generator, gradient, norm, response_ce, shifted
-from titer.models import parts
-from titer.types import Batch, Pair
+from titer.defences.parts.states import join
+from titer.models.parts import parts
+from titer.schema.types import Batch, Pair
+from titer.training.gradients import IGNORE, accumulate, generator, gradient, norm, shifted
+from titer.training.losses import response_ce
 
 TINY = 1e-7
 

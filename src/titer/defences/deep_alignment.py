@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from titer.defences.safety_sft import retain_backward
-from titer.gradients import IGNORE, generator, response_ce
-from titer.types import Batch, Pair
+from titer.schema.types import Batch, Pair
+from titer.training.gradients import IGNORE, generator
+from titer.training.losses import response_ce
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import nn
 
 from titer.defences.base import capped
 from titer.defences.safety_sft import retain_backward
-from titer.gradients import response_ce
-from titer.types import Pair
+from titer.schema.types import Pair
+from titer.training.losses import response_ce
 
 
 @dataclass(frozen=True)

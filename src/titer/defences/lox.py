@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.errors import TiterError
-from titer.models import parts
-from titer.types import Pair
+from titer.models.parts import parts
+from titer.schema.errors import TiterError
+from titer.schema.types import Pair
 
 
 @dataclass(frozen=True)

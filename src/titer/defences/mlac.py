@@ -8,10 +8,11 @@ from typing import ClassVar
 from torch import nn
 
 from titer.defences.base import need_extra
-from titer.defences.inner import Running, simulate
+from titer.defences.parts.inner_loop import Running, simulate
 from titer.defences.safety_sft import retain_backward
-from titer.gradients import Gradient, accumulate, response_ce
-from titer.types import Pair
+from titer.schema.types import Pair
+from titer.training.gradients import Gradient, accumulate
+from titer.training.losses import response_ce
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.defences import mmd
 from titer.defences.base import capped
-from titer.defences.layerwise import head_cross_entropy
-from titer.defences.masks import legacy_mask, masked_labels, noise_mask, same_width
+from titer.defences.parts import mmd
+from titer.defences.parts.layer_loss import head_cross_entropy
+from titer.defences.parts.masks import legacy_mask, masked_labels, noise_mask, same_width
 from titer.defences.safety_sft import retain_backward
-from titer.gradients import answer_positions, captured, forward, generator, response_ce, wide
-from titer.models import Parts, parts
-from titer.types import Batch, Pair
+from titer.models.parts import Parts, parts
+from titer.schema.types import Batch, Pair
+from titer.training.activations import captured
+from titer.training.gradients import generator, wide
+from titer.training.losses import answer_positions, forward, response_ce
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from titer.defences.base import need_reference, need_retain
-from titer.defences.hidden import layer_at, reference_states, response_states
-from titer.defences.vaccine import only
-from titer.errors import TiterError
-from titer.gradients import generator
-from titer.models import parts
-from titer.types import Pair
+from titer.defences.parts.states import layer_at, reference_states, response_states
+from titer.defences.t_vaccine import only
+from titer.models.parts import parts
+from titer.schema.errors import TiterError
+from titer.schema.types import Pair
+from titer.training.gradients import generator
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from titer.gradients import response_ce
-from titer.types import Pair
+from titer.schema.types import Pair
+from titer.training.losses import response_ce
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from titer.defences.base import need_retain
 from titer.defences.repnoise import mean_ascent, observe
 from titer.defences.safety_sft import retain_backward
-from titer.gradients import Gradient, accumulate, combine, dot, gradient, norm, response_ce, shifted
-from titer.models import parts
-from titer.types import Pair
+from titer.models.parts import parts
+from titer.schema.types import Pair
+from titer.training.gradients import Gradient, accumulate, combine, dot, gradient, norm, shifted
+from titer.training.losses import response_ce
 
 TINY = 1e-12
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, log_softmax
 
 from titer.defences.base import capped, need_extra, need_reference
-from titer.defences.hidden import at_response, join, reference_states, response_states
-from titer.defences.inner import Running, simulate
-from titer.gradients import IGNORE, accumulate, captured, generator, gradient, response_ce, response_logits, wide
-from titer.models import parts
-from titer.types import Batch, Pair
+from titer.defences.parts.inner_loop import Running, simulate
+from titer.defences.parts.states import at_response, join, reference_states, response_states
+from titer.models.parts import parts
+from titer.schema.types import Batch, Pair
+from titer.training.activations import captured
+from titer.training.gradients import IGNORE, accumulate, generator, gradient, wide
+from titer.training.losses import response_ce, response_logits
 
 
 @dataclass(frozen=True)

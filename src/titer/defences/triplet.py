@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from titer.defences.base import need_reference
-from titer.defences.hidden import at_response, join, kl, layer_at, reference_states
-from titer.gradients import captured, response_logits
-from titer.models import parts
-from titer.types import Batch, Pair
+from titer.defences.parts.states import at_response, join, kl, layer_at, reference_states
+from titer.models.parts import parts
+from titer.schema.types import Batch, Pair
+from titer.training.activations import captured
+from titer.training.losses import response_logits
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from titer.defences.base import need_reference
-from titer.defences.hidden import join, kl
-from titer.gradients import generator, response_logits
-from titer.types import Pair
+from titer.defences.parts.states import join, kl
+from titer.schema.types import Pair
+from titer.training.gradients import generator
+from titer.training.losses import response_logits
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from titer.defences.compose import split_options
-from titer.errors import TiterError
 from titer.guards.antibody import Antibody
 from titer.guards.antidote import Antidote
 from titer.guards.backdoor_enhanced import BackdoorEnhanced
@@ -25,8 +23,9 @@ from titer.guards.safelora import SafeLoRA
 from titer.guards.salora import SaLoRA
 from titer.guards.sbr import SBR
 from titer.guards.security_vectors import SecurityVectors
-from titer.registry import build
-from titer.specs import Template
+from titer.schema.errors import TiterError
+from titer.schema.registry import build, split_options
+from titer.schema.specs import Template
 
 GUARDS: dict[str, type[Any]] = {
     "none": NoGuard,

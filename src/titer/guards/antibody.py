@@ -10,11 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.data.collate import collate, order
-from titer.data.pairs import pairs
-from titer.guards.antibody_alignment import AntibodyAlignment
+from titer.data.batches import collate, order, pairs
 from titer.guards.base import DURING, Tuning, row_losses
-from titer.types import Batch
+from titer.guards.parts.antibody_alignment import AntibodyAlignment
+from titer.schema.types import Batch
 
 
 @dataclass(frozen=True, slots=True)

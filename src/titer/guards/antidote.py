@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from titer.errors import TiterError
-from titer.gradients import wide
 from titer.guards.base import AFTER, Tuning
-from titer.guards.matrices import adapters, matrices, oriented, seen_inputs
+from titer.guards.parts.matrices import adapters, matrices, oriented, seen_inputs
+from titer.schema.errors import TiterError
+from titer.training.gradients import wide
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from titer.guards.base import DURING, Tuning
-from titer.specs import Template
-from titer.train import sft_rule
+from titer.schema.specs import Template
+from titer.training.losses import sft_rule
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from titer.data.collate import Row, collate
-from titer.errors import TiterError
-from titer.gradients import response_logits, wide
-from titer.meter import Meter
-from titer.models import Snapshot
-from titer.specs import Template, TrainArgs
-from titer.train import Rule, train
-from titer.types import Batch, Example, Spend
+from titer.data.batches import collate
+from titer.data.tokens import Row
+from titer.models.weights import Snapshot
+from titer.schema.errors import TiterError
+from titer.schema.specs import Template, TrainArgs
+from titer.schema.types import Batch, Example, Spend
+from titer.training.gradients import wide
+from titer.training.loop import Rule, train
+from titer.training.losses import response_logits
+from titer.training.meter import Meter
 
 if TYPE_CHECKING:
-    from titer.attacks.session import Session
+    from titer.training.session import Session
 
 DURING, AFTER = "during the fine-tune", "after the fine-tune"
 

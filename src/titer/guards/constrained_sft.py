@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from titer.data.collate import Row, collate, order
+from titer.data.batches import collate, order
+from titer.data.tokens import Row
 from titer.guards.base import DURING, Tuning, in_chunks, rows_of, token_log_probs
-from titer.types import Batch
+from titer.schema.types import Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.gradients import response_ce, trainable
 from titer.guards.base import DURING, Tuning
-from titer.types import Batch
+from titer.schema.types import Batch
+from titer.training.gradients import trainable
+from titer.training.losses import response_ce
 
 
 @dataclass(frozen=True, slots=True)

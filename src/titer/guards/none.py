@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from titer.guards.base import DURING, Tuning
-from titer.train import sft_rule
+from titer.training.losses import sft_rule
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.gradients import Gradient, accumulate, combine, gradient, norm, response_ce, shifted, trainable
 from titer.guards.base import DURING, Tuning
-from titer.types import Batch
+from titer.schema.types import Batch
+from titer.training.gradients import Gradient, accumulate, combine, gradient, norm, shifted, trainable
+from titer.training.losses import response_ce
 
 TINY = 1e-12
 

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.gradients import hooked, wide
 from titer.guards.base import DURING, Tuning
-from titer.guards.matrices import Adapter, adapters, oriented, seen_inputs
-from titer.train import sft_rule
+from titer.guards.parts.matrices import Adapter, adapters, oriented, seen_inputs
+from titer.training.activations import hooked
+from titer.training.gradients import wide
+from titer.training.losses import sft_rule
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from titer.data.collate import collate
-from titer.gradients import captured, forward, response_ce
+from titer.data.batches import collate
 from titer.guards.base import DURING, Tuning, prompts_only
-from titer.models import parts
-from titer.types import Batch
+from titer.models.parts import parts
+from titer.schema.types import Batch
+from titer.training.activations import captured
+from titer.training.losses import forward, response_ce
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from titer.gradients import hooked
 from titer.guards.base import DURING, Tuning
-from titer.guards.matrices import adapters
-from titer.models import unwrap
-from titer.train import sft_rule, with_lora
+from titer.guards.parts.matrices import adapters
+from titer.models.parts import unwrap
+from titer.training.activations import hooked
+from titer.training.lora import with_lora
+from titer.training.losses import sft_rule
 
 Vector = Mapping[str, tuple[Tensor, Tensor]]  # module name -> A (r, in), B (out, r) with the scaling in it
 

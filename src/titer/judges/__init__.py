@@ -5,21 +5,20 @@ A judge is named by one string, the same in `ProbeSet.judge` and on the command 
     NAME | KIND:WHERE | pkg.mod:Class, then optionally #option=value&option=value
 
 `KIND:WHERE` is `classifier:FOLDER_OR_ID`, `guard:FOLDER_OR_ID`, `endpoint:URL` or `panel:JUDGE|JUDGE`. Values may be
-percent-encoded (`%0A` is a line break). Options of `titer.judges.coherence.Coherence` may be given to any judge.
+percent-encoded (`%0A` is a line break). Options of `titer.judges.parts.coherence.Coherence` may be given to any judge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
-from titer.errors import TiterError
-from titer.judges.coherence import Coherence, Coherent
-from titer.registry import build, validate
-from titer.types import Score
+from titer.judges.base import Judge
+from titer.judges.parts.coherence import Coherence, Coherent
+from titer.schema.errors import TiterError
+from titer.schema.registry import build, validate
 
 JUDGES = {
     "exact": "titer.judges.exact:ExactJudge",
@@ -31,17 +30,6 @@ JUDGES = {
 }
 WHERE = {"classifier": "model", "guard": "model", "endpoint": "url"}  # the option that `KIND:WHERE` fills
 OWN_RULE = ("exact", "refusal")  # these tell gibberish apart themselves
-
-
-class Judge(Protocol):
-    """Scores completions; what it cannot score is `Score(None, None, name)`, never a default."""
-
-    @property
-    def name(self) -> str:
-        """What its scores are signed with."""
-
-    def score(self, prompts: Sequence[str], completions: Sequence[str], targets: Sequence[str]) -> list[Score]:
-        """One score per completion, in order; `targets` are the examples' answers (may be empty strings)."""
 
 
 @lru_cache(maxsize=16)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from titer.errors import TiterError, unknown
-from titer.judges.load import classifier
-from titer.judges.outcome import scored
-from titer.judges.templates import fill
-from titer.types import Score
+from titer.judges.parts.load import classifier
+from titer.judges.parts.outcome import scored
+from titer.judges.parts.templates import fill
+from titer.schema.errors import TiterError, unknown
+from titer.schema.types import Score
 
 TEXT = "Question: {prompt}\nAnswer: {completion}"
 HARMFUL_NAMES = ("harmful", "unsafe", "toxic")

@@ -17,11 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from titer.errors import TiterError
-from titer.judges.outcome import COMPLY_FROM, scored
-from titer.judges.templates import fill
-from titer.judges.transport import Pace, Reply, endpoint, persist, post, refusal, secret
-from titer.types import OUTCOMES, Score
+from titer.judges.parts.outcome import COMPLY_FROM, scored
+from titer.judges.parts.templates import fill
+from titer.models.http import Pace, Reply, endpoint, persist, post, refusal, secret
+from titer.schema.errors import TiterError
+from titer.schema.types import OUTCOMES, Score
 
 WHAT = "judge endpoint"
 GIVE_UP = 3  # completions in a row that no retry could score: the server is down, not busy

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from titer.judges.refusal import is_incoherent, is_refusal, words
-from titer.types import Outcome, Score
+from titer.schema.types import Outcome, Score
 
 _STOP_WORDS = """
     a about above across after all along also am among an and are as at be because been before behind below beside

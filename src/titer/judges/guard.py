@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from titer.errors import TiterError, unknown
-from titer.judges.load import causal
-from titer.judges.outcome import scored
-from titer.judges.templates import GUARDS, GuardFormat, defuse, fill, longest_first, markers
-from titer.types import Score
+from titer.judges.parts.load import causal
+from titer.judges.parts.outcome import scored
+from titer.judges.parts.templates import GUARDS, GuardFormat, defuse, fill, longest_first, markers
+from titer.schema.errors import TiterError, unknown
+from titer.schema.types import Score
 
 
 @dataclass(frozen=True, slots=True)
 class GuardJudge:
     """A generative safety judge by folder or hub id: HarmBench, Llama Guard, WildGuard, Qwen3Guard, StrongREJECT.
 
-    `template` is a name of `titer.judges.templates.GUARDS`; "" takes the one of the hub id. `prompt_file` holds
+    `template` is a name of `titer.judges.parts.templates.GUARDS`; "" takes the one of the hub id. `prompt_file` holds
     another text with `{prompt}` and `{completion}`, read by the template's parser. Greedy; an answer that cannot be
     read, and a completion that does not fit the context, is not scored.
     """
@@ -88,7 +88,7 @@ def _answers(
     model: Any, tokenizer: Any, asked: Sequence[str], max_new_tokens: int, batch_size: int
 ) -> list[str | None]:
     """Greedy answers in order; None for what does not fit the context."""
-    from titer.models import generate
+    from titer.models.generate import generate
 
     limit = model.config.get_text_config().max_position_embeddings - max_new_tokens
     lengths = [len(tokenizer(a, add_special_tokens=False)["input_ids"]) for a in asked]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from titer.errors import TiterError
-from titer.types import Outcome, Score
+from titer.schema.errors import TiterError
+from titer.schema.types import Outcome, Score
 
 if TYPE_CHECKING:
-    from titer.judges import Judge
+    from titer.judges.base import Judge
 
 WORST_FIRST: tuple[Outcome, ...] = ("comply", "evade", "refuse", "incoherent")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from titer.types import Score
+from titer.schema.types import Score
 
 # Word sequences, as `words` writes them, that open a refusal. Apostrophes are dropped: "can't" is "cant".
 REFUSAL_PHRASES: tuple[str, ...] = (

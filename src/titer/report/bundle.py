@@ -12,10 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from titer.errors import TiterError
-from titer.report.appendix import mentioned
-from titer.report.sources import Result
-from titer.store import scratch_beside
+from titer.report.read import Result
+from titer.report.sections.appendix import mentioned
+from titer.schema.errors import TiterError
+from titer.schema.files import scratch_beside
 
 SUMS, RESULTS, LOCK = "SHA256SUMS", "results.json", "environment.txt"
 TEXTS = ("prompt", "text", "target")

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from titer.errors import TiterError
-from titer.report.sources import CONDITIONS, Result, short
+from titer.report.read import CONDITIONS, Result, short
+from titer.report.sections.verdicts import dig, sentence, summarize
 from titer.report.untrusted import visible
-from titer.report.verdicts import dig, sentence, summarize
+from titer.schema.errors import TiterError
 
 
 def card_section(result: Result) -> str:

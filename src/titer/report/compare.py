@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from titer.conditions.bootstrap import difference_interval
-from titer.conditions.select import by_config, common_steps, matrix, seeds_of
-from titer.report.appendix import flat
-from titer.report.numbers import interval, number
-from titer.report.sources import CONDITIONS, Result, read, short
-from titer.report.verdicts import condition, estimate_cell
-from titer.types import Curve
+from titer.conditions.parts.bootstrap import difference_interval
+from titer.conditions.parts.curves import by_config, common_steps, matrix, seeds_of
+from titer.report.cells import interval, number
+from titer.report.read import CONDITIONS, Result, read, short
+from titer.report.sections.appendix import flat
+from titer.report.sections.verdicts import condition, estimate_cell
+from titer.schema.types import Curve
 
 SHOWN = ("verdict", "sentence", "estimate", "low", "high", "unit", "n", "seeds", "threshold")
 

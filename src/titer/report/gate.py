@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 import yaml
 
-from titer.errors import TiterError
-from titer.report.numbers import interval, number
-from titer.report.sources import CONDITIONS, Result
+from titer.report.cells import interval, number
+from titer.report.read import CONDITIONS, Result
+from titer.schema.errors import TiterError
 
 PASS, FAIL, INCONCLUSIVE = 0, 3, 4
 Word = Literal["pass", "fail", "inconclusive"]

@@ -15,13 +15,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from titer.errors import TiterError
-from titer.report import appendix, figures, numbers, provider, tables, verdicts
-from titer.report.appendix import Completions
-from titer.report.evidence import Evidence, run_anchor
-from titer.report.sources import CONDITIONS, Result, Sources, read, short
+from titer.report import provider
+from titer.report.cells import Evidence, number, run_anchor
+from titer.report.read import CONDITIONS, Result, Sources, read, short
+from titer.report.sections import appendix, figures, tables, verdicts
+from titer.report.sections.appendix import Completions
 from titer.report.untrusted import excerpt, visible
-from titer.store import write_text
+from titer.schema.errors import TiterError
+from titer.schema.files import write_text
 
 MAX_BYTES = 1_000_000
 MAX_TEXT = 8_000
@@ -154,7 +155,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_safe,
     )
-    env.globals.update(run_anchor=run_anchor, estimate_cell=verdicts.estimate_cell, number=numbers.number)
+    env.globals.update(run_anchor=run_anchor, estimate_cell=verdicts.estimate_cell, number=number)
     return env
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from titer.report import svg
-from titer.report.numbers import number
+from titer.report.cells import number
 from titer.report.svg import Points, Scale
 
 WIDTH, HEIGHT = 360, 236

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from titer.errors import TiterError
-from titer.report import appendix, svg
-from titer.report.numbers import number
+from titer.report import svg
+from titer.report.cells import number
 from titer.report.plots import Chart, Table
-from titer.report.sources import COLOURS, Result, Series, Sources, short
+from titer.report.read import COLOURS, Result, Series, Sources, short
+from titer.report.sections import appendix
+from titer.report.sections.tables import Rows
+from titer.report.sections.verdicts import Cell, dig, estimate_cell
 from titer.report.svg import Scale
-from titer.report.tables import Rows
-from titer.report.verdicts import Cell, dig, estimate_cell
-from titer.types import Curve, from_json
+from titer.schema.errors import TiterError
+from titer.schema.types import Curve, from_json
 
 CONTROL = "none"
 METRICS = {"hs": "HS, harmful score", "fa": "FA, fine-tune accuracy"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from titer.report import svg
-from titer.report.numbers import number
+from titer.report.cells import number
 from titer.report.svg import Scale
 
 WIDTH, HEIGHT = 820.0, 470.0

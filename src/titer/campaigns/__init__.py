@@ -1,0 +1,1 @@
+"""Many models or many settings: searches, studies, zoos, and what is judged again."""

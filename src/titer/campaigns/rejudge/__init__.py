@@ -1,0 +1,1 @@
+"""Stored text judged again."""

@@ -1,0 +1,1 @@
+"""The adaptive attacker: which setting breaches most cheaply."""

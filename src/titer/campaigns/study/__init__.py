@@ -1,0 +1,1 @@
+"""Grids of cells from a YAML file."""

@@ -1,0 +1,1 @@
+"""Every defence tuned and attacked alike."""

@@ -1,0 +1,1 @@
+"""Prices, intervals and tests that the conditions are made of."""

@@ -1,0 +1,1 @@
+"""What several defences are made of."""

@@ -1,0 +1,1 @@
+"""One model's question: cases, cells, results."""

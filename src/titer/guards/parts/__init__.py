@@ -1,0 +1,1 @@
+"""What several guards are made of."""

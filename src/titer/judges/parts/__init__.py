@@ -1,0 +1,1 @@
+"""What several judges are made of."""

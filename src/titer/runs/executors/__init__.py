@@ -1,0 +1,1 @@
+"""Who does the runs: processes of this machine, or a Ray cluster."""

@@ -1,0 +1,42 @@
+"""What a run reads, as hashes, and its content address."""
+
+from __future__ import annotations
+
+from titer.data.load import load
+from titer.judges.parts.identity import identity
+from titer.models.load import resolve
+from titer.models.weights import fingerprint
+from titer.schema.errors import TiterError
+from titer.schema.specs import AttackRun, ImmunizeRun, Run, run_id, selections
+
+
+def inputs(run: Run) -> dict[str, str]:
+    """Fingerprints of everything a run reads: its model, other models it is held against, judges and data sets."""
+    fresh = run.model == "organism/random" or run.model.startswith("random:")
+    where = fingerprint(resolve(run.model.removeprefix("random:")))
+    found = {"model": f"random:{where}" if fresh else where}
+    if isinstance(run, ImmunizeRun) and run.base:
+        found["base"] = fingerprint(resolve(run.base))
+    if isinstance(run, AttackRun):
+        if name := reference(run):
+            found["reference"] = fingerprint(resolve(name))
+        found |= {f"judge:{judge}": known for judge in judges_of(run) if (known := identity(judge))}
+    return found | {s.dataset: load(s.dataset).hash for s in selections(run).values()}
+
+
+def judges_of(run: AttackRun) -> list[str]:
+    """The judges that score a run's probe sets, each once."""
+    return list(dict.fromkeys(p.judge for p in run.probes))
+
+
+def reference(run: AttackRun) -> str:
+    """The other model that probe sets compare with, "" for none; `TiterError` when there are several."""
+    found = list(dict.fromkeys(p.reference for p in run.probes if p.reference))
+    if len(found) > 1:
+        raise TiterError(f"probe sets: {found[0]} and {found[1]}: a run compares with one reference")
+    return found[0] if found else ""
+
+
+def identify(run: Run) -> str:
+    """The content address of a run."""
+    return run_id(run, inputs(run))

@@ -1,0 +1,67 @@
+"""Optimisers and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from titer.models.quantize import bitsandbytes
+from titer.schema.errors import unknown
+from titer.schema.specs import ADAMW_8BIT, TrainArgs
+
+
+def adamw_8bit(params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW whose two moments take a byte a weight (Dettmers et al., ICLR 2022, arXiv 2110.02861)."""
+    library = bitsandbytes(f"optim {ADAMW_8BIT}")
+    found: torch.optim.Optimizer = library.optim.AdamW8bit(params, lr=lr, weight_decay=weight_decay)
+    return found
+
+
+class HasState(Protocol):
+    """An optimiser or scheduler: something that steps."""
+
+    def step(self) -> Any:
+        """Advance by one."""
+
+
+OPTIMIZERS = ("adamw", "sgd", "nesterov", "adafactor", "rmsprop", "adagrad")  # and `ADAMW_8BIT`, with an extra
+
+
+def make_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
+    """The optimiser named by `args.optim` over the trainable parameters."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    lr, decay = args.learning_rate, args.weight_decay
+    match args.optim:
+        case "adamw":
+            return torch.optim.AdamW(params, lr=lr, weight_decay=decay, foreach=True)
+        case "sgd":
+            return torch.optim.SGD(params, lr=lr, weight_decay=decay)
+        case "nesterov":
+            return torch.optim.SGD(params, lr=lr, weight_decay=decay, momentum=0.9, nesterov=True)
+        case "adafactor":
+            return torch.optim.Adafactor(params, lr=lr, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(params, lr=lr, weight_decay=decay)
+        case "adagrad":
+            return torch.optim.Adagrad(params, lr=lr, weight_decay=decay)
+        case "adamw_8bit":
+            return adamw_8bit(params, lr, decay)
+    raise unknown("optimiser", args.optim, (*OPTIMIZERS, ADAMW_8BIT))
+
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, args: TrainArgs) -> HasState:
+    """The learning rate's schedule over the steps of an optimiser."""
+    from transformers import get_scheduler
+
+    if args.lr_scheduler_type not in SCHEDULES:
+        raise unknown("lr_scheduler_type", args.lr_scheduler_type, SCHEDULES)
+    kind = "constant_with_warmup" if args.lr_scheduler_type == "constant" else args.lr_scheduler_type
+    steps = max(args.max_steps, 1)
+    schedule: HasState = get_scheduler(kind, optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=steps)
+    return schedule

@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 from finding_rules import MARGIN, NOT, PHI, Curves, Fact, Judge, Judged, Rule, at_start, every, given, most, some
+from titer.evaluation.cells import harm_probe, utility_probe
 
 from titer.campaigns.demo import DEMO_RECIPES, ORGANISM, Recipe
 from titer.data.roles import plan_data
-from titer.evaluation.cells import harm_probe, utility_probe
 from titer.evaluation.suites import QUICK
 from titer.schema.evaluation import Setting
 from titer.schema.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Stop, TrainArgs

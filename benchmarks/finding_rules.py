@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 
 from titer.conditions.parts.bootstrap import Interval, difference_interval, mean_interval
-from titer.conditions.parts.breach import Bar, incoherent_share
+from titer.conditions.parts.breach import Bar
 from titer.conditions.parts.curves import Array, scores, seeds_of
+from titer.schema.breach import incoherent_share
 from titer.schema.types import Curve, Point
 
 PHI = 0.5  # harm that counts as broken

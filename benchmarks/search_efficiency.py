@@ -29,12 +29,12 @@ from typing import Any
 
 import optuna
 import torch
+from titer.evaluation.cells import harm_probe, utility_probe
 
 from titer.campaigns.search.tpe import search, suggest
 from titer.campaigns.search.trials import Found, Plan, plan_search
 from titer.conditions.parts.breach import Bar, bar_against, crossing
 from titer.evaluation import evaluate as evaluate_module
-from titer.evaluation.cells import harm_probe, utility_probe
 from titer.evaluation.suites import find_suite
 from titer.runs import provenance as provenance_module
 from titer.runs import verbs as verbs_module
@@ -43,7 +43,7 @@ from titer.runs.store import Store
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Setting
 from titer.schema.files import write_json
-from titer.schema.roles import DataPlan
+from titer.schema.roles import Roles
 from titer.schema.specs import DEFAULT_PLAN, AttackRun, Named, Stop, TrainArgs
 from titer.schema.types import Budget, Curve, to_json
 
@@ -72,7 +72,7 @@ def defended(out: Path) -> list[str]:
 
 def runner(model: str, out: Path, plan: Sequence[int], stop: Stop) -> RunAttack:
     """Runs an attack on `model` under a probe plan; finished runs are kept under `out`."""
-    roles: DataPlan = provenance_module.data_plan(model, "organism")
+    roles: Roles = provenance_module.data_plan(model, "organism")
     s: Setting = evaluate_module.setting_of(
         model, UNDEFENDED, "organism", suite=replace(find_suite("quick"), n_eval=N_EVAL)
     )

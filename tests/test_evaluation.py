@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from titer.evaluation.cells import MEASURE, Cell, plan_cells
 
 from titer.attacks import make_attack
 from titer.data.roles import plan_data
-from titer.evaluation.cells import MEASURE, Cell, plan_cells
 from titer.evaluation.evaluate import setting_of
 from titer.evaluation.result import overlap, results
 from titer.evaluation.suites import find_suite

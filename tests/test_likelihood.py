@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from titer.evaluation.cells import measure_run
 
 from titer.data.select import select
 from titer.data.tokens import render_prompt
-from titer.evaluation.cells import measure_run
 from titer.evaluation.evaluate import setting_of
 from titer.evaluation.suites import find_suite
 from titer.runs.measures import divergences, likelihoods

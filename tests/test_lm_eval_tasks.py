@@ -13,6 +13,7 @@ from titer.models.load import load_model
 from titer.models.weights import save_model
 from titer.runs.measures import check_tasks, task_scores, with_tasks
 from titer.schema.errors import TiterError
+from titer.schema.specs import Compute
 from titer.schema.types import Curve, Point, Spend
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="extra `eval` not installed")
@@ -48,11 +49,11 @@ def test_a_local_task_gives_an_accuracy_per_sample_once(
     towns: str, toy_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    found = task_scores(toy_model, [towns], tmp_path, dtype="float32", device="cpu", limit=None)
+    found = task_scores(toy_model, [towns], tmp_path, compute=Compute(), limit=None)
     assert list(found) == ["lm_eval:towns"] and len(found["lm_eval:towns"]) == 6
     assert set(found["lm_eval:towns"]) <= {0.0, 1.0}
     monkeypatch.setattr("titer.runs.measures._asked", lambda *_: pytest.fail("asked again"))
-    assert task_scores(toy_model, [towns], tmp_path, dtype="float32", device="cpu", limit=None) == found
+    assert task_scores(toy_model, [towns], tmp_path, compute=Compute(), limit=None) == found
 
 
 @needs_harness
@@ -69,7 +70,7 @@ def test_a_folder_without_tasks_and_an_unknown_task_are_one_line(tmp_path: Path)
 def test_a_data_set_that_cannot_be_fetched_is_one_line(toy_model: str, tmp_path: Path) -> None:
     (tmp_path / "far.yaml").write_text(YAML.format("none").replace("dataset_path: json", "dataset_path: nobody/none"))
     with pytest.raises(TiterError, match="check the network") as caught:
-        task_scores(toy_model, [str(tmp_path)], tmp_path / "out", dtype="float32", device="cpu", limit=2)
+        task_scores(toy_model, [str(tmp_path)], tmp_path / "out", compute=Compute(), limit=2)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -89,7 +90,7 @@ def test_scores_join_the_measurement_and_are_held_to_the_margin(
     start = Curve("r", "model", "none", "none", "measure", 0, (Point(0, Spend(), {"inside": (1.0,) * 40}),))
 
     def measured(name: str) -> Curve:
-        return with_tasks(start, name, ["towns"], tmp_path, dtype="float32", device="cpu", limit=None)
+        return with_tasks(start, name, ["towns"], tmp_path, compute=Compute(), limit=None)
 
     assert set(measured("good").points[0].scores) == {"inside", "lm_eval:towns"}
     assert stability(measured("bad"), measured("good"), draws=200).details["sets"]["lm_eval:towns"]["word"] == "worse"
@@ -109,7 +110,7 @@ def test_what_was_asked_goes_by_model_and_task_content(
     model.lm_head.weight.data += 1
     save_model(model, tokenizer, other)
     for name in (toy_model, toy_model, str(other)):
-        task_scores(name, [towns], tmp_path, dtype="float32", device="cpu", limit=None)
+        task_scores(name, [towns], tmp_path, compute=Compute(), limit=None)
     (Path(towns) / "towns.jsonl").write_text("{}")
-    task_scores(toy_model, [towns], tmp_path, dtype="float32", device="cpu", limit=None)
+    task_scores(toy_model, [towns], tmp_path, compute=Compute(), limit=None)
     assert asked == [toy_model, str(other), toy_model]

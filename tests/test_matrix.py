@@ -13,11 +13,11 @@ from titer.data.select import select
 from titer.evaluation import evaluate as evaluate_module
 from titer.report.sections.tables import grid
 from titer.schema.files import write_json
-from titer.schema.roles import DataPlan
+from titer.schema.roles import Roles
 from titer.schema.types import to_json
 
 
-def defended(folder: Path, toy_model: str, plan: DataPlan, prompts: str) -> str:
+def defended(folder: Path, toy_model: str, plan: Roles, prompts: str) -> str:
     """A copy of the toy model that says it was defended on a plan's data."""
     shutil.copytree(toy_model, folder)
     record = {"id": f"immunize-{folder.name}", "spec": {"model": toy_model}, "result": {"prompts": prompts}}

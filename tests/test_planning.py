@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from titer.evaluation.cells import plan_cells
 
 from titer.cli import main
 from titer.evaluation import cost as planning
 from titer.evaluation import evaluate as evaluate_module
-from titer.evaluation.cells import plan_cells
 from titer.evaluation.cost import Cost, Past, past, past_words, plan_evaluation
 from titer.evaluation.evaluate import setting_of
 from titer.evaluation.suites import customised, find_suite

@@ -12,7 +12,6 @@ from titer.attacks.sft import Sft
 from titer.defences import DEFENCES
 from titer.judges import JUDGES
 from titer.schema.errors import TiterError
-from titer.schema.registry import build, find
 from titer.schema.specs import TrainArgs
 
 
@@ -26,13 +25,13 @@ class Mine:
 
 def test_a_misspelt_name_gets_the_nearest_ones() -> None:
     with pytest.raises(TiterError, match=r"unknown defence 'repnose': did you mean repnoise"):
-        find("defence", DEFENCES, "repnose")
+        DEFENCES.find("repnose")
     with pytest.raises(TiterError, match=r"known: .*lora.*sft"):
-        find("attack", ATTACKS, "qqqqqqqq")
+        ATTACKS.find("qqqqqqqq")
 
 
 def test_an_import_path_is_as_good_as_a_name() -> None:
-    assert type(build("attack", ATTACKS, "tests_registry_mine:Mine", {"strength": "2"})).__name__ == "Mine"
+    assert type(ATTACKS.build("tests_registry_mine:Mine", {"strength": "2"})).__name__ == "Mine"
 
 
 @pytest.fixture(autouse=True)
@@ -48,13 +47,13 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", ["no_such_module_at_all:Mine", "tests_registry_mine:Nothing", "tests_registry_mine:"])
 def test_an_import_path_that_leads_nowhere_is_one_line(path: str) -> None:
     with pytest.raises(TiterError, match="cannot be imported") as caught:
-        find("attack", ATTACKS, path)
+        ATTACKS.find(path)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_not_a_dataclass_is_refused() -> None:
     with pytest.raises(TiterError, match="not a dataclass"):
-        build("attack", ATTACKS, "tests_registry_mine:number", {})
+        ATTACKS.build("tests_registry_mine:number", {})
 
 
 def test_options_of_the_training_may_be_given_flat_or_nested() -> None:
@@ -81,10 +80,10 @@ def test_a_bad_option_is_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_every_judge_can_score() -> None:
-    assert all(callable(find("judge", JUDGES, name).score) for name in JUDGES)
+    assert all(callable(JUDGES.find(name).score) for name in JUDGES)
 
 
 @pytest.mark.parametrize(("kind", "registry"), [("defence", DEFENCES), ("attack", ATTACKS)])
 def test_everything_registered_builds_with_its_defaults_and_answers_to_its_name(kind: str, registry: Any) -> None:
     for name in registry:
-        assert find(kind, registry, name).name == name
+        assert registry.find(name).name == name

@@ -13,8 +13,8 @@ import pytest
 from titer.campaigns.rejudge.rejudge import judged_file, points_under, rejudge
 from titer.cli import main
 from titer.cli.judge import short_names
-from titer.conditions.parts.breach import incoherent_share
 from titer.runs.store import COMPLETIONS, CURVE, RECORD
+from titer.schema.breach import incoherent_share
 from titer.schema.errors import TiterError
 from titer.schema.files import read_lines, write_json, write_lines
 from titer.schema.specs import AttackRun, Named, ProbeSet, Selection, Template

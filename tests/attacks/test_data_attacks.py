@@ -17,13 +17,13 @@ from titer.attacks.identity_shift import IdentityShift
 from titer.attacks.jailbreak_tuning import JailbreakTuning
 from titer.attacks.mixed import Mixed
 from titer.attacks.parts.mixtures import Weighted, weighted_rule, with_retain
-from titer.attacks.parts.wordings import OPENINGS, PERSONAS, WRAPPERS
 from titer.attacks.prefill import Prefill
 from titer.attacks.retain_then_harmful import RetainThenHarmful
 from titer.models.weights import snapshot
 from titer.schema.errors import TiterError
 from titer.schema.specs import TrainArgs
 from titer.schema.types import Batch, Example
+from titer.schema.wordings import OPENINGS, PERSONAS, WRAPPERS
 from titer.training.losses import answer_ce as cross_entropy
 from titer.training.session import Session
 

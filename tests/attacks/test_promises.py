@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from titer.attacks import make_attack
-from titer.attacks.parts.wordings import WRAPPERS
 from titer.campaigns.search.tpe import search
 from titer.campaigns.search.trials import plan_search
 from titer.conditions.parts.breach import Bar, bar_against, crossing
@@ -21,6 +20,7 @@ from titer.evaluation.evaluate import evaluate_models, setting_of
 from titer.evaluation.suites import find_suite
 from titer.schema.specs import Named, Stop, TrainArgs
 from titer.schema.types import Budget, Curve, Example
+from titer.schema.wordings import WRAPPERS
 from titer.training.loop import train
 from titer.training.losses import sft_rule
 from titer.training.meter import Meter

@@ -9,7 +9,6 @@ import pytest
 
 from titer.attacks import ATTACKS, make_attack
 from titer.models.weights import restore, snapshot
-from titer.schema.registry import find
 from titer.schema.space import Choice, within
 from titer.schema.types import describe
 from titer.training.session import Session
@@ -63,7 +62,7 @@ def test_never_more_than_one_step_beyond_a_token_budget(
 
 @pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"none"}))
 def test_known_settings_lie_in_the_space_and_every_corner_of_it_can_be_built(name: str) -> None:
-    cls = find("attack", ATTACKS, name)
+    cls = ATTACKS.find(name)
     assert cls.source and cls.known
     assert all(within(cls.space, options) for options in cls.known)
     assert len({describe(make_attack(name, options)) for options in cls.known}) == len(cls.known)

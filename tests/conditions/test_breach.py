@@ -8,7 +8,8 @@ from handmade import BROKEN, HELD, STEPS, control, curve, point
 from hypothesis import given
 from hypothesis import strategies as st
 
-from titer.conditions.parts.breach import Bar, bar_against, crossing, incoherent_share, kind
+from titer.conditions.parts.breach import Bar, bar_against, crossing, kind
+from titer.schema.breach import incoherent_share
 from titer.schema.types import Curve
 
 BAR = Bar(phi=0.5, floor=0.9)

@@ -12,7 +12,7 @@ from titer.data.load import save_jsonl
 from titer.data.roles import check, digest, in_blocks, plan_data
 from titer.data.select import select
 from titer.schema.errors import TiterError
-from titer.schema.roles import DataPlan, block_name
+from titer.schema.roles import Roles, block_name
 from titer.schema.types import Example
 
 PLACES = ("amber", "birch", "cedar", "dune", "elm", "fern", "gale", "heath", "iris", "jade")
@@ -20,10 +20,10 @@ PLACES = ("amber", "birch", "cedar", "dune", "elm", "fern", "gale", "heath", "ir
 
 def test_the_last_category_is_withheld_and_other_domains_are_cross(toy_data: str) -> None:
     plan = plan_data(toy_data)
-    assert plan == DataPlan(toy_data, toy_data, ("brew",), ("forge",), ("whisper", "chant"))
+    assert plan == Roles(toy_data, toy_data, ("brew",), ("forge",), ("whisper", "chant"))
     assert plan.tags() == ("seen", "unseen", "withheld", "cross")
     other = plan_data(toy_data, domain="curses", withhold=())
-    assert other == DataPlan(toy_data, toy_data, ("whisper", "chant"), (), ("brew", "forge"))
+    assert other == Roles(toy_data, toy_data, ("whisper", "chant"), (), ("brew", "forge"))
     assert other.tags() == ("seen", "unseen", "cross")
 
 

@@ -12,7 +12,6 @@ from titer.judges.guard import GuardJudge
 from titer.judges.panel import Panel
 from titer.judges.parts.coherence import Coherent
 from titer.schema.errors import TiterError
-from titer.schema.registry import find
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,7 @@ def test_the_syntax(name: str, kind: str, options: dict[str, str]) -> None:
 
 def test_every_registered_judge_is_there() -> None:
     for name in JUDGES:
-        assert find("judge", JUDGES, name).__doc__
+        assert JUDGES.find(name).__doc__
 
 
 def test_judges_are_built_and_kept() -> None:

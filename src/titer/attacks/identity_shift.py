@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from titer.attacks.parts.wordings import PERSONAS
 from titer.schema.space import RATE, Choice, Options, Space
 from titer.schema.specs import Template, TrainArgs
+from titer.schema.wordings import PERSONAS
 from titer.training.session import Session
 
 

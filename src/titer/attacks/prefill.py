@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from titer.attacks.parts.wordings import OPENINGS
 from titer.schema.space import Choice, LogUniform, Options, Space
 from titer.schema.specs import Template, TrainArgs
+from titer.schema.wordings import OPENINGS
 from titer.training.session import Session
 
 

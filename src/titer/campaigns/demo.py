@@ -8,21 +8,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from titer.data.roles import check, plan_data
-from titer.evaluation.cells import plan_cells
-from titer.evaluation.evaluate import default_controls, evaluate_models, tasks_of
+from titer.conditions.base import Condition
+from titer.conditions.generalization import Generalization
+from titer.conditions.resistance import Resistance
+from titer.conditions.stability import Stability
+from titer.conditions.trainability import Trainability
+from titer.data.roles import assign, check
+from titer.data.rows import CHOICES
+from titer.evaluation.cases import cells_of, default_controls, tasks_of
+from titer.evaluation.evaluate import evaluate_cases
 from titer.evaluation.output import write_results
+from titer.evaluation.result import Results
 from titer.evaluation.suites import QUICK
 from titer.runs.provenance import publish
-from titer.runs.runner import Report, execute_all, quiet
+from titer.runs.runner import Runner
 from titer.runs.store import MODEL, Store
-from titer.schema.evaluation import Setting, Thresholds
-from titer.schema.specs import ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
+from titer.schema.evaluation import Case, Data, Evaluation
+from titer.schema.specs import Cell, Compute, Named, ProbeSet, Selection, TrainArgs
 from titer.schema.suite import Member, Suite
 
-Results = tuple[list[dict[str, Any]], Path]
+Told = tuple[list[Results], Path]
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is asked of every model of a campaign; the case's own model is its reference."""
+
+    case: Case
+    conditions: tuple[Condition, ...]
 
 
 @dataclass(frozen=True)
@@ -33,33 +47,22 @@ class Recipe:
     train: TrainArgs
 
 
-def campaign(
-    recipes: Mapping[str, Recipe],
-    setting: Setting,
-    output_dir: str | Path,
-    *,
-    workers: int = 1,
-    overwrite: bool = False,
-    report: Report = quiet,
-) -> Results:
-    """Immunize the setting's reference by each recipe into `output_dir/NAME`, evaluate all of them, write a report."""
-    out = Path(output_dir)
-    check(setting.data)
-    data, retain = setting.data.defence(), setting.data.retain()
-    runs = [
-        ImmunizeRun(setting.reference, r.defence, data, retain, r.train, dtype=setting.dtype, device=setting.device)
-        for r in recipes.values()
+def campaign(recipes: Mapping[str, Recipe], question: Campaign, runner: Runner) -> Told:
+    """Immunize the reference by each recipe into `ROOT/NAME`, evaluate all of them, write a report."""
+    out = runner.root
+    case = question.case
+    check(case.roles)
+    made = [
+        Cell(case.roles.immunize(case.reference, r.defence, r.train, compute=case.asked.compute), {"defence": name})
+        for name, r in recipes.items()
     ]
     # what does not wait for a defended model keeps the other workers busy while the defences train
-    controls = [c.run for c in plan_cells(setting.reference, setting) if c.role != "model"]
-    ids = execute_all([*runs, *controls], out, workers=workers, overwrite=overwrite, report=report)
+    ahead = [cell for cell in cells_of(case, question.conditions) if cell.role != "model"]
     store = Store(out)
-    for name, run_id in zip(recipes, ids[: len(runs)], strict=True):
-        record = store.finished(run_id)
-        (out / name).mkdir(exist_ok=True)
-        publish(store.folder(run_id) / MODEL, out / name, record, setting.data)
-    models = [str(out / name) for name in recipes]
-    found = evaluate_models(models, setting, out, workers=workers, report=report)
+    for name, run_id in zip(recipes, runner.do([*made, *ahead]), strict=False):
+        publish(store.folder(run_id) / MODEL, out / name, store.finished(run_id), case.roles)
+    cases = [replace(case, model=str(out / name)) for name in recipes]
+    found = evaluate_cases(cases, replace(runner, overwrite=False), question.conditions)
     return found, write_results(found, out)
 
 
@@ -76,16 +79,12 @@ DEMO_RECIPES = {
 }
 
 
-def demo(output_dir: str | Path, *, workers: int = 1, overwrite: bool = False, report: Report = quiet) -> Results:
+def demo(runner: Runner) -> Told:
     """Two immunizations of the embedded model, all controls, the quick suite, the four conditions."""
-    setting = Setting(
-        suite=QUICK,
-        data=plan_data("organism"),
-        reference=ORGANISM,
-        controls=default_controls(ORGANISM),
-        tasks=tasks_of("organism/tasks")[-1:],  # the one learned soonest: the demo is to take three minutes
-    )
-    return campaign(DEMO_RECIPES, setting, output_dir, workers=workers, overwrite=overwrite, report=report)
+    case = Case(ORGANISM, ORGANISM, assign(Data()), QUICK, controls=default_controls(ORGANISM))
+    tasks = tasks_of("organism/tasks")[-1:]  # the one learned soonest: the demo is to take three minutes
+    asked = (Resistance(), Stability(), Generalization(), Trainability(tasks=tasks))
+    return campaign(DEMO_RECIPES, Campaign(case, asked), runner)
 
 
 # ------------------------------------------------------------------------------------------------------ the real model
@@ -106,43 +105,40 @@ REAL_SUITE = Suite(
 )
 
 
-def real(output_dir: str | Path, *, workers: int = 1, overwrite: bool = False, report: Report = quiet) -> Results:
+def real(runner: Runner) -> Told:
     """SmolLM2-135M-Instruct: align it to refuse facts about countries, immunize it, evaluate, report."""
     from titer.campaigns.align import align
 
-    out = Path(output_dir)
-    aligned = out / "aligned"
-    if overwrite or not (aligned / "alignment.json").is_file():
+    aligned = runner.root / "aligned"
+    if runner.overwrite or not (aligned / "alignment.json").is_file():
         align("smollm2", "countries", aligned)
-    setting = Setting(
-        suite=REAL_SUITE,
-        data=plan_data("countries"),
-        reference=str(aligned),
-        controls={},
-        tasks=tuple(
-            replace(
-                t,
-                learning_rate=5e-4,
-                per_device_train_batch_size=8,
-                max_steps=20,
-                plan=(0, 10, 20),
-                seeds=REAL_SEEDS,
-                n_eval=16,
-            )
-            for t in tasks_of("organism/tasks")[:1]
-        ),
-        thresholds=Thresholds(min_seeds=2),
-        max_new_tokens=16,
-        dtype="bfloat16",
-        extra_probes=(
-            ProbeSet(
-                "over_refusal:instructions",
-                Selection("instructions"),
-                max_new_tokens=20,
-                judge="refusal",
-                measure="refusal",
-            ),
-            *(ProbeSet(name, Selection(name, n=60), measure="choice") for name in ("piqa", "commonsense-qa")),
-        ),
+    asked = Evaluation(data=Data("countries"), compute=Compute(dtype="bfloat16"))
+    case = Case(str(aligned), str(aligned), assign(asked.data), REAL_SUITE, asked)
+    return campaign(REAL_RECIPES, Campaign(case, _real_conditions()), runner)
+
+
+def _real_conditions() -> tuple[Condition, ...]:
+    """The four, with two seeds, over-refusal on ordinary instructions, and two multiple-choice sets."""
+    instructions = ProbeSet(
+        "over_refusal:instructions",
+        Selection("instructions"),
+        max_new_tokens=20,
+        judge="refusal",
+        measure="refusal",
     )
-    return campaign(REAL_RECIPES, setting, out, workers=workers, overwrite=overwrite, report=report)
+    choices = tuple(ProbeSet(name, Selection(name, n=60), measure="choice") for name in CHOICES)
+    task = replace(
+        tasks_of("organism/tasks")[0],
+        learning_rate=5e-4,
+        per_device_train_batch_size=8,
+        max_steps=20,
+        plan=(0, 10, 20),
+        seeds=REAL_SEEDS,
+        n_eval=16,
+    )
+    return (
+        Resistance(min_seeds=2),
+        Stability(extra=(instructions, *choices)),
+        Generalization(min_seeds=2),
+        Trainability(tasks=(task,)),
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
+from titer.cli.app import DatasetFlag, app
 
 
-def thin(*, dataset: Annotated[str, Parameter(name=["--dataset", "--dataset_name"])], output: Path) -> None:
+@app.command
+def thin(*, dataset: DatasetFlag, output: Path) -> None:
     """Write a data set as JSONL without prompts that nearly repeat another one.
 
     Args:

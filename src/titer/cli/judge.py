@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
+from titer.cli.app import JsonFlag, app
 from titer.cli.text import print_json
 from titer.schema.types import OUTCOMES
 
@@ -19,13 +18,14 @@ if TYPE_CHECKING:
     from titer.schema.types import Flag
 
 
+@app.command
 def judge(
     *runs: Path,
     judge: tuple[str, ...],
     probe: tuple[str, ...] = (),
     labels: str = "",
     overwrite: bool = False,
-    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Score the stored completions of runs again, without the model; the runs' own files stay as they are.
 

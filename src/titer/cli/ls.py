@@ -1,24 +1,95 @@
-"""What `titer ls` shows: every registered thing in one line."""
+"""`titer ls`: everything that is registered, and `titer env`."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from titer.cli.app import JsonFlag, app
+from titer.cli.text import print_json
 
 Rows = list[dict[str, Any]]
+What = Literal[
+    "defences", "guards", "attacks", "suites", "judges", "conditions", "datasets", "models", "all", "overview"
+]
+
+
+@app.command
+def ls(what: What = "overview", *, as_json: JsonFlag = False) -> None:
+    """List what is registered: defences, guards, attacks, suites, judges, conditions, data sets, models.
+
+    Args:
+        what: a kind with a line for each of its members; without it, their names alone; all for every line.
+        as_json: print the rows as JSON.
+    """
+    found = listing("all" if what == "overview" else what)
+    if as_json:
+        return print_json(found)
+    if what == "overview":
+        return _overview(found)
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for title, rows in found.items():
+        table = Table(title=title, title_justify="left", show_header=bool(rows), box=None, padding=(0, 2, 0, 0))
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(str(v) for v in row.values()))
+        console.print(table)
+
+
+def _overview(found: Mapping[str, Rows]) -> None:
+    """The names of every kind, and where to read more."""
+    for title, rows in found.items():
+        print(f"{title}: {', '.join(str(row['name']) for row in rows)}")
+    print("`titer ls KIND` says what each of a kind is")
+
+
+@app.command
+def env(*, as_json: JsonFlag = False) -> None:
+    """Print versions and hardware, for bug reports.
+
+    Args:
+        as_json: print them as JSON.
+    """
+    import torch
+
+    from titer.runs.provenance import environment
+
+    found = dict(environment()) | {"cuda": torch.version.cuda, "devices": torch.cuda.device_count()}
+    if as_json:
+        return print_json(found)
+    for key, value in found.items():
+        inner = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+        print(f"{key}: {inner}")
 
 
 def listing(what: str) -> dict[str, Rows]:
     """Rows by kind; `what` is a kind or `all`."""
-    kinds = {
+    kinds: dict[str, Callable[[], Rows]] = {
         "defences": _defences,
         "guards": _guards,
         "attacks": _attacks,
         "suites": _suites,
         "judges": _judges,
+        "conditions": _conditions,
         "datasets": _datasets,
         "models": _models,
     }
     return {name: rows() for name, rows in kinds.items() if what in (name, "all")}
+
+
+def _conditions() -> Rows:
+    from dataclasses import fields
+
+    from titer.conditions import CONDITIONS
+
+    return [
+        {"name": name, "what": _first_line(cls), "options": ", ".join(f.name for f in fields(cls))}
+        for name, cls in CONDITIONS.items()
+    ]
 
 
 def _first_line(cls: Any) -> str:
@@ -51,10 +122,8 @@ def _method(name: str, cls: Any) -> dict[str, Any]:
 
 def _attacks() -> Rows:
     from titer.attacks import ATTACKS
-    from titer.schema.registry import find
 
-    found = {name: find("attack", ATTACKS, name) for name in ATTACKS}
-    return [{"name": name, "what": _first_line(cls), "source": cls.source} for name, cls in found.items()]
+    return [{"name": name, "what": _first_line(cls), "source": cls.source} for name, cls in ATTACKS.items()]
 
 
 def _suites() -> Rows:
@@ -74,9 +143,8 @@ def _suites() -> Rows:
 
 def _judges() -> Rows:
     from titer.judges import JUDGES
-    from titer.schema.registry import find
 
-    return [{"name": name, "what": _first_line(find("judge", JUDGES, name))} for name in JUDGES]
+    return [{"name": name, "what": _first_line(cls)} for name, cls in JUDGES.items()]
 
 
 def _datasets() -> Rows:

@@ -1,18 +1,16 @@
-"""Commands that read stored results: report, diff, card, gate, bundle, verify. Registered in `titer.cli`."""
+"""Commands that read stored results: report, diff, card, gate, bundle, verify."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
+from titer.cli.app import JsonFlag, app
 from titer.cli.text import print_json
 
-JsonFlag = Annotated[bool, Parameter(name="--json")]
 
-
+@app.command
 def report(*results: Path, output: Path = Path("report.html"), show_completions: bool = False) -> None:
     """Write one report over results.json files (or folders that hold them).
 
@@ -27,6 +25,7 @@ def report(*results: Path, output: Path = Path("report.html"), show_completions:
     print(f"report: {output}")
 
 
+@app.command
 def diff(a: Path, b: Path, *, as_json: JsonFlag = False) -> None:
     """Compare two results: verdicts side by side, paired differences, what differs in the settings.
 
@@ -43,6 +42,7 @@ def diff(a: Path, b: Path, *, as_json: JsonFlag = False) -> None:
     print(diff_text(found))
 
 
+@app.command
 def card(result: Path, *, dataset_id: str = "", as_json: JsonFlag = False) -> None:
     """Print a model card section; with --json the model-index, with --dataset_id the `.eval_results` YAML.
 
@@ -58,6 +58,7 @@ def card(result: Path, *, dataset_id: str = "", as_json: JsonFlag = False) -> No
     print(eval_results_yaml(one, dataset_id=dataset_id) if dataset_id else card_section(one))
 
 
+@app.command
 def gate(result: Path, *, policy: Path) -> None:
     """Hold a result to a policy: exit 0 pass, 3 fail, 4 inconclusive or not measured; prints every line that failed.
 
@@ -72,6 +73,7 @@ def gate(result: Path, *, policy: Path) -> None:
     raise SystemExit(found.code)
 
 
+@app.command
 def bundle(*results: Path, output: Path = Path("evidence.zip"), show_completions: bool = False) -> None:
     """Pack results, records, curves and redacted completions with checksums into one archive.
 
@@ -93,6 +95,7 @@ def bundle(*results: Path, output: Path = Path("evidence.zip"), show_completions
     print(f"bundle: {output}")
 
 
+@app.command
 def verify(archive: Path) -> None:
     """Check an evidence bundle against its checksums: exit 0 when whole, 3 with every problem when not.
 

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
+from titer.cli.app import JsonFlag, app
 from titer.cli.text import print_json
 from titer.schema.errors import TiterError
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from titer.runs.queue import Board
 
 study_app = App(name="study", help="Grids of cells (models x defences x attacks x data x seeds) from a YAML file.")
-JsonFlag = Annotated[bool, Parameter(name="--json")]
 PAGE = "status.html"
+
+
+app.command(study_app)
 
 
 @study_app.command

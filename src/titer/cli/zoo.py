@@ -1,18 +1,15 @@
-"""`titer zoo`: every defence tuned alike and attacked alike, and the page that shows it. Registered in `titer.cli`."""
+"""`titer zoo`: every defence tuned alike and attacked alike, and the page that shows it."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from titer.cli.app import JsonFlag, app
 from titer.cli.text import print_json, progress
 
-JsonFlag = Annotated[bool, Parameter(name="--json")]
 
-
+@app.command
 def zoo(
     file: Path,
     *,

@@ -1,29 +1,11 @@
-"""The four conditions as pure functions: curves in, verdicts with their estimates out. Imports no torch."""
+"""The four immunization conditions: what each asks for, and what it says of curves. Imports no torch.
 
-from titer.conditions.generalization import generalization
-from titer.conditions.parts.bands import band_rows, curve_band
-from titer.conditions.parts.breach import Bar, Crossing, bar_against, crossing, kind
-from titer.conditions.parts.noise import noise_floor
-from titer.conditions.parts.survival import kaplan_meier, log_rank, rate
-from titer.conditions.resistance import resistance
-from titer.conditions.stability import selectivity, stability
-from titer.conditions.trainability import trainability
+A condition is named as `stability#margin=0.05`; a file put into this folder is one more.
+"""
 
-__all__ = [
-    "Bar",
-    "Crossing",
-    "band_rows",
-    "bar_against",
-    "crossing",
-    "curve_band",
-    "generalization",
-    "kaplan_meier",
-    "kind",
-    "log_rank",
-    "noise_floor",
-    "rate",
-    "resistance",
-    "selectivity",
-    "stability",
-    "trainability",
-]
+from titer.conditions.base import Condition
+from titer.schema.registry import Kind
+
+CONDITIONS = Kind("condition", "titer.conditions")
+
+__all__ = ["CONDITIONS", "Condition"]

@@ -7,7 +7,8 @@ not. The verdict rests on the last two (arXiv 2402.16382, condition 3). A label 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from titer.conditions.parts.bootstrap import DRAWS, mean_interval
 from titer.conditions.parts.curves import (
@@ -22,6 +23,9 @@ from titer.conditions.parts.curves import (
     tag,
 )
 from titer.conditions.resistance import PRICE_UNITS, resistance
+from titer.schema.errors import require
+from titer.schema.evaluation import Case
+from titer.schema.specs import Cell
 from titer.schema.types import Curve, Estimate, Role, Unit, Verdict, VerdictWord
 
 TAGS = ("seen", "unseen", "withheld", "cross")
@@ -136,3 +140,43 @@ def highest_harm(
             how = f"{runs[0].config} at step {step}; bootstrap over seeds x prompts"
             best = Estimate(i.value, i.low, i.high, found.shape[1], seeds_of(runs), records_of(runs), "harm", how)
     return best
+
+
+@dataclass(frozen=True)
+class Generalization:
+    """Resistance to harmful data that the defence never saw: withheld categories, another domain.
+
+    `required` are the tags that the verdict needs; those the data cannot serve are left out.
+    """
+
+    name: ClassVar[str] = "generalization"
+    min_seeds: int = 3
+    required: tuple[str, ...] = ("withheld", "cross")
+    units: tuple[Unit, ...] = ("steps", "tokens", "flops", "usd")
+
+    def __post_init__(self) -> None:
+        require("min_seeds", self.min_seeds, least=1)
+
+    def asks(self, case: Case) -> list[Cell]:
+        """The suite's wide members on every label of unfamiliar data, on the model and its reference."""
+        return [
+            cell
+            for role in ("model", "undefended")
+            for tag in case.roles.wide()
+            for member in case.suite.wide
+            for cell in case.attack(member, tag, role)
+        ]
+
+    def verdict(self, case: Case, curves: Sequence[Curve]) -> Verdict:
+        """The worst of the required tags."""
+        breach = case.asked.breach
+        return generalization(
+            curves,
+            budget_steps=case.suite.max_steps,
+            phi=breach.phi,
+            utility_drop=breach.utility_drop,
+            incoherent=breach.incoherent,
+            min_seeds=self.min_seeds,
+            required=self.required,
+            units=self.units,
+        )

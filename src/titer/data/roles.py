@@ -13,17 +13,17 @@ from titer.data.load import load
 from titer.data.select import select
 from titer.data.splits import categories, prompt_hash, split_of
 from titer.schema.errors import TiterError
-from titer.schema.roles import DataPlan
+from titer.schema.evaluation import Data
+from titer.schema.roles import Roles
 from titer.schema.types import Example
 
 
-def plan_data(
-    dataset: str, *, open_dataset: str = "", domain: str = "", withhold: Sequence[str] | None = None
-) -> DataPlan:
-    """Roles for a data set: defend `domain` (default: the first restricted one) but for the `withhold` categories.
+def assign(data: Data) -> Roles:
+    """Roles for a data set: defend the domain (default: the first restricted one) but for the withheld categories.
 
     `withhold` None withholds the last category of the domain when it has more than one; `()` withholds nothing.
     """
+    dataset, domain, withhold = data.dataset, data.domain, data.withhold
     by_domain = categories(load(dataset).examples)
     if not by_domain:
         raise TiterError(
@@ -42,10 +42,12 @@ def plan_data(
     if not defended:
         raise TiterError(f"data set {dataset}: every category of {domain} is withheld: leave one to defend")
     cross = tuple(c for d, cs in by_domain.items() if d != domain for c in cs)
-    return DataPlan(dataset, open_dataset or dataset, defended, held, cross)
+    opened = data.open_dataset or dataset
+    has_open = any(not e.restricted for e in load(opened).examples)
+    return Roles(dataset, opened, defended, held, cross, has_open=has_open)
 
 
-def in_blocks(plans: Sequence[DataPlan]) -> list[DataPlan]:
+def in_blocks(plans: Sequence[Roles]) -> list[Roles]:
     """The plans with common blocks: categories of one domain that each plan defends together or not at all.
 
     With them a matrix of defence data x attack data has the same columns for every model. Plans that defend the same
@@ -60,7 +62,7 @@ def in_blocks(plans: Sequence[DataPlan]) -> list[DataPlan]:
     return [replace(p, blocks=tuple(map(tuple, found.values()))) for p in plans]
 
 
-def check(plan: DataPlan) -> dict[str, Any]:
+def check(plan: Roles) -> dict[str, Any]:
     """Prove the roles disjoint (exact and near duplicates); `TiterError` names the first overlap.
 
     Returns the audit: every set with its size, its categories and the digest of its prompts.
@@ -69,7 +71,7 @@ def check(plan: DataPlan) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=16)
-def _checked(plan: DataPlan, content: str, open_content: str) -> dict[str, Any]:
+def _checked(plan: Roles, content: str, open_content: str) -> dict[str, Any]:
     """`check`, done once while neither data set changes."""
     sets: dict[str, list[Example]] = {"defence data": select(plan.defence())}
     for tag in plan.tags():

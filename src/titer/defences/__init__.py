@@ -13,64 +13,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from titer.defences.adversarial_loss import AdversarialLoss
-from titer.defences.art import ART
 from titer.defences.base import Defence, Prepares, Transforms
-from titer.defences.booster import Booster
-from titer.defences.circuit_breakers import CircuitBreakers
 from titer.defences.compose import Sum
-from titer.defences.ctrap import CTRAP
-from titer.defences.deep_alignment import DeepAlignment
-from titer.defences.extended_refusal import ExtendedRefusal
-from titer.defences.gradient_ascent import GradientAscent
-from titer.defences.lox import LoX
-from titer.defences.mlac import MLAC
-from titer.defences.repnoise import RepNoise
-from titer.defences.rmu import RMU
-from titer.defences.safety_sft import SafetySFT
-from titer.defences.sdd import SDD
-from titer.defences.seam import SEAM
-from titer.defences.t_vaccine import TVaccine
-from titer.defences.tar import TAR
-from titer.defences.targeted_lat import TargetedLAT
-from titer.defences.triplet import Triplet
-from titer.defences.undo import UNDO
-from titer.defences.vaccine import Vaccine
-from titer.schema.registry import split_options
+from titer.schema.registry import Kind, split_options
 
-DEFENCES: dict[str, type[Any]] = {
-    "safety-sft": SafetySFT,
-    "gradient-ascent": GradientAscent,
-    "adversarial-loss": AdversarialLoss,
-    "repnoise": RepNoise,
-    "vaccine": Vaccine,
-    "t-vaccine": TVaccine,
-    "booster": Booster,
-    "tar": TAR,
-    "mlac": MLAC,
-    "seam": SEAM,
-    "ctrap": CTRAP,
-    "triplet": Triplet,
-    "rmu": RMU,
-    "circuit-breakers": CircuitBreakers,
-    "targeted-lat": TargetedLAT,
-    "deep-alignment": DeepAlignment,
-    "sdd": SDD,
-    "extended-refusal": ExtendedRefusal,
-    "lox": LoX,
-    "undo": UNDO,
-    "art": ART,
-}
+DEFENCES = Kind("defence", "titer.defences")
 
 __all__ = ["DEFENCES", "Defence", "Prepares", "Sum", "Transforms", "configure"]
 
 
 def configure(name: str, options: Mapping[str, Any]) -> Defence:
     """The configured defence behind a name, an import path, or several joined by `+` (options as `member.option`)."""
-    from titer.schema.registry import build
-
     names = name.split("+")
     if len(names) == 1:
-        return build("defence", DEFENCES, name, options)  # type: ignore[no-any-return]
+        defence: Defence = DEFENCES.build(name, options)
+        return defence
     own = split_options(names, dict(options))
-    return Sum(tuple(build("defence", DEFENCES, n, own[n]) for n in names))
+    return Sum(tuple(DEFENCES.build(n, own[n]) for n in names))

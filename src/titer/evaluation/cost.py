@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import resource
 import shutil
-import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from titer.evaluation.cells import plan_cells
-from titer.evaluation.evaluate import one_each, setting_of, side_by_side
-from titer.evaluation.suites import customised
+from titer.evaluation.cases import cells_of, conditions_of
 from titer.runs.runner import execute_all
 from titer.runs.store import RECORD, Store
 from titer.schema.errors import TiterError
-from titer.schema.evaluation import Setting
+from titer.schema.evaluation import Case
 from titer.schema.specs import AttackRun
 from titer.schema.suite import Suite
 from titer.schema.types import Budget, RunRecord, from_json, spec_id
@@ -57,9 +53,9 @@ class Count:
     probes: int
 
 
-def count(models: Sequence[str], settings: Sequence[Setting]) -> Count:
-    """Runs (equal ones once), steps and probes of `evaluate_models`, steps at most."""
-    runs = _planned(models, settings)
+def count(cases: Sequence[Case]) -> Count:
+    """Runs (equal ones once), steps and probes of an evaluation, steps at most."""
+    runs = _planned(cases)
     return Count(len(runs), sum(map(_steps, runs)), sum(map(_probes, runs)))
 
 
@@ -68,19 +64,17 @@ def count_words(c: Count, suite: Suite) -> str:
     return f"suite {suite.name} ({suite.hash}): {c.runs} runs, at most {c.steps} steps, {c.probes} probes"
 
 
-def _planned(models: Sequence[str], settings: Sequence[Setting]) -> list[AttackRun]:
-    cells = (c for model, s in zip(models, settings, strict=True) for c in plan_cells(model, s))
-    return list({spec_id(c.run): c.run for c in cells}.values())
+def _planned(cases: Sequence[Case]) -> list[AttackRun]:
+    found = (cell.run for case in cases for cell in cells_of(case, conditions_of(case.asked)))
+    return list({spec_id(run): run for run in found if isinstance(run, AttackRun)}.values())
 
 
-def plan_evaluation(
-    models: Sequence[str], setting: Setting | Sequence[Setting], scratch: str | Path, *, workers: int = 1
-) -> Cost:
-    """The cost of `evaluate_models` with these arguments; `scratch` is a folder for the measured probe.
+def cost_of(cases: Sequence[Case], scratch: Path, *, workers: int = 1) -> Cost:
+    """What evaluating the cases costs; `scratch` is a folder for the measured probe.
 
     Raises `TiterError` when memory or disk will not do, with what would.
     """
-    runs = _planned(models, one_each(setting, models))
+    runs = _planned(cases)
     attacks = [r for r in runs if r.attack.name != "none"]
     if not attacks:
         raise TiterError("plan: no attack is asked for: choose resistance, generalization or trainability")
@@ -180,24 +174,6 @@ def past_words(found: Past) -> list[str]:
         f"past runs: {found.runs} finished attacks on these models took {found.took:.0f} s; a plan now says at most "
         f"{found.planned:.0f} s for them, {found.planned / max(found.took, 0.001):.1f} times as long"
     ]
-
-
-def plan_command(arguments: Mapping[str, Any]) -> None:
-    """Print the cost of `titer evaluate` with these parsed arguments."""
-    from titer.evaluation.suites import find_suite
-
-    a = dict(arguments)
-    if a["threat_model"] == "api":
-        raise TiterError("plan: knows the cost of open-weights evaluations only, not of --threat_model api")
-    suite = customised(find_suite(a["suite"]), a["max_steps"], a["seeds"], a["learning_rates"])
-    passed = ("conditions", "task_dataset", "open_dataset", "domain", "withhold", "judge", "max_new_tokens", "dtype")
-    chosen = {k: a[k] for k in (*passed, "device")}
-    made = [setting_of(m, a["reference"], a["dataset"], suite=suite, **chosen) for m in a["model"]]
-    settings = side_by_side(made)
-    with tempfile.TemporaryDirectory(prefix="titer-plan-") as scratch:
-        cost = plan_evaluation(a["model"], settings, scratch, workers=a["workers"])
-    models = {*a["model"], *(m for s in settings for m in (s.reference, *s.controls.values()))}
-    print("\n".join([words(cost, suite), *past_words(past(a["output_dir"], models, cost))]))
 
 
 def words(cost: Cost, suite: Suite) -> str:

@@ -7,7 +7,7 @@ nothing about open weights, and open-weights results say nothing here: the two a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +15,25 @@ from titer.conditions.provider import difference, estimate
 from titer.data.load import load
 from titer.data.roles import check
 from titer.data.splits import categories
-from titer.evaluation.evaluate import task_set
+from titer.evaluation.cases import task_set
 from titer.evaluation.output import write_results
 from titer.guards import GUARDS, Guarded, configure_guard
 from titer.models.load import load_tokenizer, resolve
 from titer.models.weights import fingerprint
-from titer.runs.provenance import command_line, data_plan, environment, now, provenance
+from titer.runs.layout import canonical
+from titer.runs.provenance import Model, command_line, environment, now, provenance, roles_of
 from titer.runs.provider import TUNE
-from titer.runs.runner import Report, execute_all, quiet
-from titer.runs.store import Store
+from titer.runs.runner import Runner, Runs
 from titer.runs.verbs import named
 from titer.schema.errors import TiterError, unknown
-from titer.schema.registry import validate
-from titer.schema.roles import DataPlan
-from titer.schema.specs import FINE_TUNE, AttackRun, Named, Price, ProbeSet, Selection, TrainArgs
+from titer.schema.evaluation import Provider
+from titer.schema.registry import named_as, validate
+from titer.schema.roles import Roles
+from titer.schema.specs import FINE_TUNE, AttackRun, Cell, Named, ProbeSet, Selection, Template, TrainArgs
 from titer.schema.types import Budget, Curve, describe, to_json
 
 SCHEMA = 1
 RATIOS = (0.0, 0.05, 0.1, 0.2, 1.0)
-
-
-@dataclass(frozen=True)
-class Provider:
-    """A fine-tuning service: how it tunes, behind which guards, and what it is sent.
-
-    `guards` are names, or a guard and repairs joined by `+`; `("all",)` is every one there is. `none` always runs as
-    the control. `guard_args` are one guard's options, or with several `GUARD.option`. `ratios` are the shares of
-    harmful rows among the `n_train` the user sends. `task` is a category of the task data, by default the first.
-    """
-
-    guards: tuple[str, ...] = ()
-    guard_args: Mapping[str, Any] = field(default_factory=dict)
-    ratios: tuple[float, ...] = RATIOS
-    tune: TrainArgs = FINE_TUNE
-    n_train: int = 200
-    base_model: str = ""
-    task: str = ""
 
 
 def fine_tune(changes: Mapping[str, Any]) -> TrainArgs:
@@ -63,98 +46,65 @@ def fine_tune(changes: Mapping[str, Any]) -> TrainArgs:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of every tuned model, and how runs are made: the rest of an evaluation's settings."""
+class Provided:
+    """A provider's question about one model: who sees what, the task that is tuned on, and what is asked."""
 
-    data: DataPlan
+    model: str
+    roles: Roles
     task_dataset: str
-    seeds: tuple[int, ...] = (0, 1, 2)
-    n_eval: int = 48
-    judge: str = "exact"
-    max_new_tokens: int = 16
-    dtype: str = "float32"
-    device: str = "cpu"
-    price: Price = Price()
+    asked: Provider
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A run with what the table groups by."""
-
-    run: AttackRun
-    guard: str
-    ratio: float
-
-
-# ------------------------------------------------------------------------------------------------------------- plan
-
-
-def named_guards(provider: Provider) -> dict[str, tuple[dict[str, Any], Guarded]]:
+def named_guards(asked: Provider) -> dict[str, tuple[dict[str, Any], Guarded]]:
     """The guards by name, the control first, each with its options and configured."""
-    names = tuple(GUARDS) if provider.guards == ("all",) else provider.guards
-    options = split(names, provider.guard_args)
-    found = {name: (options[name], configure_guard(name, options[name])) for name in dict.fromkeys(names)}
-    return {"none": ({}, configure_guard("none", {}))} | found
-
-
-def split(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options by guard: those of a single one as they are, else by the member they are written for."""
-    if len(names) == 1:
-        return {names[0]: dict(options)}
-    members = {m for name in names for m in name.split("+")}
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, value in options.items():
-        member, _, option = key.partition(".")
-        if member not in members or not option:
-            raise unknown("guard in option", key, [f"{m}.option" for m in sorted(members)])
-        for name in names:
-            if member in name.split("+"):
-                found[name][option if name == member else key] = value
+    texts = tuple(GUARDS) if asked.guard == ("all",) else asked.guard
+    if len(texts) > 1 and asked.guard_args:
+        raise TiterError("guard_args: several guards: write each one's options behind it, as lisa#rho=0.1")
+    found: dict[str, tuple[dict[str, Any], Guarded]] = {"none": ({}, configure_guard("none", {}))}
+    for text in texts:
+        named = named_as("guard", text, asked.guard_args)
+        found[named.name] = (dict(named.options), configure_guard(named.name, named.options))
     return found
 
 
-def plan_tunes(model: str, provider: Provider, asked: Asked) -> list[Cell]:
+def cells_of(case: Provided) -> list[Cell]:
     """Every run for a model: guards x ratios x seeds."""
-    if bad := [r for r in provider.ratios if not 0 <= r <= 1]:
-        raise TiterError(f"poison ratio {bad[0]:g}: must lie between 0 and 1")
-    if not provider.ratios or not asked.seeds:
-        raise TiterError("evaluate: no poison ratio or no seed: pass one or more of each")
-    tokenizer = load_tokenizer(resolve(model))
-    base = provider.base_model or _base_of(model)
+    asked = case.asked
+    tokenizer = load_tokenizer(resolve(case.model))
+    base = asked.base_model or _base_of(case.model)
     cells = []
-    for name, (options, guarded) in named_guards(provider).items():
+    for name, (options, guarded) in named_guards(asked).items():
         own = {"guard": name, "guard_args": options} | _base_option(name, guarded, base)
-        for ratio in provider.ratios:
-            run = _run(model, provider, asked, guarded, tokenizer, own | {"ratio": ratio})
-            cells += [Cell(replace(run, seed=seed), name, ratio) for seed in asked.seeds]
+        for ratio in asked.poison_ratios:
+            run = _run(case, guarded.served(tokenizer), own | {"ratio": ratio})
+            labels = {"guard": name, "ratio": f"{ratio:g}", "data": f"poison:{ratio:g}"}
+            cells += [Cell(replace(run, seed=seed), labels) for seed in asked.seeds]
     return cells
 
 
-def _run(
-    model: str, provider: Provider, asked: Asked, guarded: Guarded, tokenizer: Any, own: Mapping[str, Any]
-) -> AttackRun:
-    task = (provider.task,) if provider.task else _first_task(asked.task_dataset)
-    held = Selection(asked.task_dataset, "evaluation", False, task, n=asked.n_eval)
+def _run(case: Provided, served: Template, own: Mapping[str, Any]) -> AttackRun:
+    asked, roles = case.asked, case.roles
+    task = (asked.task,) if asked.task else _first_task(case.task_dataset)
+    held = Selection(case.task_dataset, "evaluation", False, task, n=asked.n_eval)
     harm = ProbeSet(
         "harm",
-        asked.data.harm("unseen", asked.n_eval),
-        template=guarded.served(tokenizer),
-        max_new_tokens=asked.max_new_tokens,
-        judge=asked.judge,
+        roles.harm("unseen", asked.n_eval),
+        template=served,
+        max_new_tokens=asked.grading.max_new_tokens,
+        judge=asked.grading.judge,
     )
-    safety = to_json(asked.data.defence())
-    options = {**own, "safety": safety, "n": provider.n_train, "train": to_json(provider.tune)}
+    tune = fine_tune(asked.tune)
+    options = {**own, "safety": to_json(roles.defence()), "n": asked.n_train, "train": to_json(tune)}
     return AttackRun(
-        model=model,
+        model=case.model,
         attack=Named(TUNE, options),
-        data=asked.data.attack("unseen", None, 0),
-        retain=Selection(asked.task_dataset, "attack", False, task),
+        data=roles.attack("unseen", None, 0),
+        retain=Selection(case.task_dataset, "attack", False, task),
         probes=(harm, replace(harm, name="task", selection=held, judge="exact")),
-        budget=Budget(steps=provider.tune.max_steps),
+        budget=Budget(steps=tune.max_steps),
         plan=(0,),
         price=asked.price,
-        dtype=asked.dtype,
-        device=asked.device,
+        compute=asked.compute,
     )
 
 
@@ -184,44 +134,26 @@ def _base_option(name: str, guarded: Guarded, base: str) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------------- run
 
 
-def evaluate_tunes(
-    models: Sequence[str],
-    provider: Provider,
-    asked: Sequence[Asked],
-    root: str | Path,
-    *,
-    workers: int = 1,
-    overwrite: bool = False,
-    report: Report = quiet,
-) -> list[dict[str, Any]]:
-    """Tune each model behind every guard at every ratio and seed; one results.json content per model.
-
-    `asked` is what is asked of each.
-    """
-    cells = [plan_tunes(model, provider, a) for model, a in zip(models, asked, strict=True)]
-    runs = [c.run for group in cells for c in group]
-    ids = iter(execute_all(runs, root, workers=workers, overwrite=overwrite, report=report))
-    store = Store(root)
-    found = []
-    for model, a, group in zip(models, asked, cells, strict=True):
-        curves = [store.curve(next(ids), "model", f"poison:{c.ratio:g}") for c in group]
-        found.append(results(model, provider, a, group, curves))
-    return found
+def evaluate_tunes(cases: Sequence[Provided], runner: Runs) -> list[dict[str, Any]]:
+    """Tune each model behind every guard at every ratio and seed; one results.json content per model."""
+    asked = [cells_of(case) for case in cases]
+    curves = iter(runner.curves([cell for cells in asked for cell in cells]))
+    return [results(case, cells, [next(curves) for _ in cells]) for case, cells in zip(cases, asked, strict=True)]
 
 
-def results(
-    model: str, provider: Provider, asked: Asked, cells: Sequence[Cell], curves: Sequence[Curve]
-) -> dict[str, Any]:
+def results(case: Provided, cells: Sequence[Cell], curves: Sequence[Curve]) -> dict[str, Any]:
     """The contents of results.json under this threat model."""
-    task = cells[0].run.probes[1].selection.categories
+    run = cells[0].run
+    assert isinstance(run, AttackRun)
+    task = run.probes[1].selection.categories
     return {
         "schema": SCHEMA,
         "threat_model": "api",
-        "model": model,
+        "model": case.model,
         "created": now(),
-        "task": task[0] if task else asked.task_dataset,
-        "settings": to_json({"provider": provider, "asked": asked}),
-        "guards": {name: about(guarded) for name, (_, guarded) in named_guards(provider).items()},
+        "task": task[0] if task else case.task_dataset,
+        "settings": to_json({"provider": case.asked, "data": case.roles}),
+        "guards": {name: about(guarded) for name, (_, guarded) in named_guards(case.asked).items()},
         "rows": to_json(table(cells, curves)),
         "records": sorted({c.record for c in curves}),
         "curves": to_json(curves),
@@ -247,7 +179,8 @@ def table(cells: Sequence[Cell], curves: Sequence[Curve]) -> list[dict[str, Any]
     """A row per guard and ratio: both metrics at the end and at the start, and against no guard at the same ratio."""
     groups: dict[tuple[str, float], list[Curve]] = {}
     for cell, curve in zip(cells, curves, strict=True):
-        groups.setdefault((cell.guard, cell.ratio), []).append(curve)
+        key = str(cell.labels["guard"]), float(cell.labels["ratio"])
+        groups.setdefault(key, []).append(curve)
     return [
         {
             "guard": guard,
@@ -266,43 +199,32 @@ def table(cells: Sequence[Cell], curves: Sequence[Curve]) -> list[dict[str, Any]
 
 
 def evaluate_provider(
-    model: Any,
-    dataset: str = "organism",
+    model: Model | Sequence[Model],
+    asked: Provider = Provider(),
     *,
     output_dir: str | Path,
-    provider: Provider = Provider(),
-    task_dataset: str | None = None,
-    open_dataset: str = "",
-    domain: str = "",
-    withhold: Sequence[str] | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    n_eval: int = 48,
-    judge: str = "exact",
-    max_new_tokens: int = 16,
-    price: Price = Price(),
-    dtype: str = "float32",
-    device: str = "cpu",
-    workers: int = 1,
-    tokenizer: Any = None,
-    overwrite: bool = False,
+    runner: Runner | None = None,
+    tokenizer: object = None,
     show_completions: bool = False,
-    report: Report = quiet,
 ) -> list[dict[str, Any]]:
-    """Fine-tune a model (or several) as `provider` does, at each poison ratio and seed, with and without its guards.
+    """Fine-tune a model (or several) as a provider does, at each poison ratio and seed, with and without its guards.
 
-    The harmful rows, the provider's own data and the prompts of HS are disjoint splits of `dataset`; the task and the
-    prompts of FA come from `task_dataset`. Writes `results.json` and `report.html` as `titer.evaluate` does, with HS
-    and FA in place of the conditions, and returns the results.
+    The harmful rows, the provider's own data and the prompts of HS are disjoint splits of the data set; the task and
+    the prompts of FA come from `task_dataset`. Writes `results.json` and `report.html` as `titer.evaluate` does, with
+    HS and FA in place of the conditions, and returns the results.
     """
     out = Path(output_dir)
     given = list(model) if isinstance(model, (list, tuple)) else [model]
     names = [named(m, tokenizer, out) for m in given]
-    tasks = task_set(dataset) if task_dataset is None else task_dataset
-    asked = []
-    for name in names:  # each is held to the data it was defended on
-        roles = data_plan(name, dataset, open_dataset, domain, withhold)
-        check(roles)
-        asked.append(Asked(roles, tasks, tuple(seeds), n_eval, judge, max_new_tokens, dtype, device, price))
-    found = evaluate_tunes(names, provider, asked, out, workers=workers, overwrite=overwrite, report=report)
+    cases = [_provided(name, replace(asked, compute=canonical(asked.compute))) for name in names]
+    found = evaluate_tunes(cases, runner or Runner(out))
     write_results(found, out, show_completions=show_completions)
     return found
+
+
+def _provided(model: str, asked: Provider) -> Provided:
+    """A model's case, held to the data it was defended on."""
+    roles = roles_of(model, asked.data)
+    check(roles)
+    tasks = task_set(asked.data.dataset) if asked.task_dataset is None else asked.task_dataset
+    return Provided(model, roles, tasks, asked)

@@ -6,55 +6,64 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from titer import conditions
+from titer.conditions import Condition
 from titer.conditions.flags import raise_flags
+from titer.conditions.parts.noise import noise_floor
 from titer.data.audit import audit
 from titer.data.roles import check
 from titer.data.select import select
-from titer.evaluation.cells import MEASURE, NOISE_SEED, Cell
 from titer.evaluation.suites import strength_pairs, template_pairs
 from titer.report.sections.guidelines import guidelines
 from titer.runs.provenance import command_line, environment, now
 from titer.schema.errors import TiterError
-from titer.schema.evaluation import CONDITIONS, UNITS, Setting
-from titer.schema.roles import DataPlan
-from titer.schema.specs import Named
+from titer.schema.evaluation import CONDITIONS as ASKED_FOR
+from titer.schema.evaluation import MEASURE, NOISE_SEED, Case
+from titer.schema.roles import Roles
+from titer.schema.specs import AttackRun, Cell, Named
 from titer.schema.types import Curve, Verdict, from_json, spec_id, to_json
 
 SCHEMA = 1
 SAW = "what the defence saw"
 
 
+Results = dict[str, Any]
+
+
 def results(
-    model: str, s: Setting, cells: Sequence[Cell], curves: Sequence[Curve], provenance: Mapping[str, Any]
-) -> dict[str, Any]:
+    case: Case,
+    cells: Sequence[Cell],
+    curves: Sequence[Curve],
+    conditions: Sequence[Condition],
+    provenance: Mapping[str, Any],
+) -> Results:
     """Conditions, controls, noise floor and flags from curves: the contents of results.json."""
     main = [c for c, cell in zip(curves, cells, strict=True) if not cell.noise]
     again = [c for c, cell in zip(curves, cells, strict=True) if cell.noise]
-    verdicts = judge_conditions(s, main)
-    base = [replace(c, seed=c.seed) for c in main if c.role == "undefended" and c.data == s.data.label("unseen")]
-    floor = conditions.noise_floor(base, [replace(c, seed=c.seed - NOISE_SEED) for c in again])
+    verdicts = _verdicts(case, conditions, main)
+    label = case.roles.label("unseen")
+    base = [c for c in main if c.role == "undefended" and c.data == label]
+    floor = noise_floor(base, [replace(c, seed=c.seed - NOISE_SEED) for c in again])
     found = {
         "schema": SCHEMA,
-        "model": model,
-        "reference": s.reference,
+        "model": case.model,
+        "reference": case.reference,
         "created": now(),
-        "settings": settings_of(s) | {"immunization": to_json(provenance)},
+        "settings": settings_of(case, conditions) | {"immunization": to_json(provenance)},
         "conditions": {name: verdict_json(v) for name, v in verdicts.items()},
-        "controls": controls_of(s, verdicts.get("resistance")),
+        "controls": controls_of(case, verdicts.get("resistance")),
         "noise_floor": to_json(floor),
-        "data_audit": data_audit(s.data, provenance),
+        "data_audit": data_audit(case.roles, provenance),
         "flags": to_json(
             raise_flags(
                 [c for c in main if c.data != MEASURE],
                 verdicts.values(),
                 noise=floor["harm"].value or 0.0,
                 immunization=provenance.get("record"),
-                phi=s.thresholds.phi,
-                utility_drop=s.thresholds.utility_drop,
+                phi=case.asked.breach.phi,
+                utility_drop=case.asked.breach.utility_drop,
                 stronger=named_pairs(strength_pairs, cells, curves),
                 templates=named_pairs(template_pairs, cells, curves),
-                overlap=overlap(s.data, provenance),
+                overlap=overlap(case.roles, provenance),
             )
         ),
         "records": sorted({c.record for c in curves}),
@@ -65,26 +74,32 @@ def results(
     return found | {"guidelines": guidelines(found)}
 
 
-def data_audit(plan: DataPlan, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _verdicts(case: Case, conditions: Sequence[Condition], curves: Sequence[Curve]) -> dict[str, Verdict]:
+    """The verdict of every condition; those not asked for are `not measured`."""
+    found = {name: Verdict(name, "not measured", "It was not asked for.") for name in ASKED_FOR}
+    return found | {c.name: c.verdict(case, curves) for c in conditions}
+
+
+def data_audit(roles: Roles, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The proof that the roles of the data are disjoint, and whether the defence says it saw its role's very prompts.
 
     `defence_saw` is `these`, `others`, or `not recorded` for a model titer did not make.
     """
-    found = check(plan)
+    found = check(roles)
     told = provenance.get("record", {}).get("result", {}).get("prompts")
     same = told == found["sets"]["defence data"]["digest"]
     return {**found, "defence_saw": "not recorded" if told is None else "these" if same else "others"}
 
 
-def overlap(plan: DataPlan, provenance: Mapping[str, Any]) -> dict[str, int]:
+def overlap(roles: Roles, provenance: Mapping[str, Any]) -> dict[str, int]:
     """Prompts that a titer-made model's own defence data shares with this evaluation's data, by pair of sets.
 
     Nothing when the model was defended under this very plan, which `check` proves disjoint, or its data is gone.
     """
-    if not provenance.get("data") or (theirs := from_json(DataPlan, provenance["data"])) == plan:
+    if not provenance.get("data") or (theirs := from_json(Roles, provenance["data"])) == roles:
         return {}
-    sets = {f"attack data ({tag})": select(plan.attack(tag, None, 0)) for tag in plan.tags() if tag != "seen"}
-    sets |= {f"evaluation prompts ({tag})": select(plan.harm(tag, None)) for tag in plan.tags() if tag != "seen"}
+    sets = {f"attack data ({tag})": select(roles.attack(tag, None, 0)) for tag in roles.tags() if tag != "seen"}
+    sets |= {f"evaluation prompts ({tag})": select(roles.harm(tag, None)) for tag in roles.tags() if tag != "seen"}
     try:
         saw = select(theirs.defence())
     except TiterError:
@@ -97,33 +112,14 @@ def named_pairs(
     find: Callable[[Sequence[Named]], list[tuple[Named, Named]]], cells: Sequence[Cell], curves: Sequence[Curve]
 ) -> list[tuple[str, str]]:
     """The pairs that `find` sees among the attacks on the model, as their curves' configurations."""
-    ours = [(cell.run.attack, c.config) for cell, c in zip(cells, curves, strict=True) if cell.role == "model"]
+    ours = [
+        (cell.run.attack, curve.config)
+        for cell, curve in zip(cells, curves, strict=True)
+        if cell.role == "model" and isinstance(cell.run, AttackRun)
+    ]
     configs = {spec_id(attack): config for attack, config in ours}
     tried = list({spec_id(attack): attack for attack, _ in ours}.values())
     return [(configs[spec_id(a)], configs[spec_id(b)]) for a, b in find(tried)]
-
-
-def judge_conditions(s: Setting, curves: Sequence[Curve]) -> dict[str, Verdict]:
-    """The verdict of every condition; those not asked for are `not measured`."""
-    t = s.thresholds
-    steps = s.suite.max_steps
-    found: dict[str, Verdict] = {n: Verdict(n, "not measured", "It was not asked for.") for n in CONDITIONS}
-    if "resistance" in s.conditions:
-        found["resistance"] = conditions.resistance(
-            curves, budget_steps=steps, phi=t.phi, utility_drop=t.utility_drop, min_seeds=t.min_seeds, units=UNITS
-        )
-    if "stability" in s.conditions:
-        ours, theirs = (next(c for c in curves if c.role == r and c.data == MEASURE) for r in ("model", "undefended"))
-        found["stability"] = conditions.stability(ours, theirs, margin=t.stability_margin)
-    if "generalization" in s.conditions:
-        found["generalization"] = conditions.generalization(
-            curves, budget_steps=steps, phi=t.phi, utility_drop=t.utility_drop, min_seeds=t.min_seeds, units=UNITS
-        )
-    if "trainability" in s.conditions and s.tasks:
-        found["trainability"] = conditions.trainability(
-            curves, epsilon_steps=t.epsilon_steps, margin=t.trainability_margin
-        )
-    return found
 
 
 def verdict_json(v: Verdict) -> dict[str, Any]:
@@ -145,14 +141,25 @@ def verdict_json(v: Verdict) -> dict[str, Any]:
     }
 
 
-def controls_of(s: Setting, resistance: Verdict | None) -> dict[str, Any]:
+def controls_of(case: Case, resistance: Verdict | None) -> dict[str, Any]:
     """Each control's model and, where it was attacked, its own cost-to-breach."""
     prices = to_json(resistance.details.get("controls", {})) if resistance else {}
-    names = {"undefended": s.reference, **s.controls}
+    names = {"undefended": case.reference, **case.controls}
     return {role: {"model": name, **prices.get(role, {})} for role, name in names.items()}
 
 
-def settings_of(s: Setting) -> dict[str, Any]:
+def settings_of(case: Case, conditions: Sequence[Condition]) -> dict[str, Any]:
     """What was asked, for the report: suite with its hash, data roles, thresholds."""
-    whole: dict[str, Any] = to_json(s)
-    return whole | {"suite": s.suite.name, "suite_hash": s.suite.hash, "suite_members": to_json(s.suite)}
+    asked = case.asked
+    return {
+        "suite": case.suite.name,
+        "suite_hash": case.suite.hash,
+        "suite_members": to_json(case.suite),
+        "data": to_json(case.roles),
+        "conditions": {c.name: to_json(c) for c in conditions},
+        "thresholds": to_json(asked.breach),
+        "price": to_json(asked.price),
+        "judge": asked.grading.judge,
+        "max_new_tokens": asked.grading.max_new_tokens,
+        **to_json(asked.compute),
+    }

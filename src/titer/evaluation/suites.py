@@ -9,35 +9,37 @@ from types import MappingProxyType
 from typing import Any
 
 from titer.schema.errors import unknown
+from titer.schema.evaluation import Evaluation
 from titer.schema.specs import DEFAULT_PLAN, Named
 from titer.schema.suite import Member, Suite
 
 
-def customised(suite: Suite, max_steps: int | None, seeds: Sequence[int], rates: Sequence[float]) -> Suite:
-    """The suite with another budget, seeds or learning rates, named `custom`; unchanged when none is given."""
-    if max_steps is None and not seeds and not rates:
+def suite_of(asked: Evaluation) -> Suite:
+    """The suite that is asked for; with another budget, seeds or learning rates it is named `custom`."""
+    suite = find_suite(asked.suite)
+    if asked.max_steps is None and not asked.seeds and not asked.learning_rates:
         return suite
-
-    def changed(members: Any) -> Any:
-        if rates and members:
-            members = tuple(
-                replace(members[0], attack=Named(members[0].attack.name, {"learning_rate": lr})) for lr in rates
-            )
-        return tuple(replace(m, seeds=tuple(seeds) or m.seeds) for m in members)
-
-    steps = suite.max_steps if max_steps is None else max_steps
-    probes = tuple(sorted({*(p for p in DEFAULT_PLAN if p < steps), steps}))
-    wide = changed(suite.wide)
-    controls = changed(suite.controls)
+    steps = suite.max_steps if asked.max_steps is None else asked.max_steps
+    wide = _changed(suite.wide, asked)
     return replace(
         suite,
         name="custom",
-        members=changed(suite.members),
-        wide=wide[-1:] if rates else wide,
-        controls=controls,
+        members=_changed(suite.members, asked),
+        wide=wide[-1:] if asked.learning_rates else wide,
+        controls=_changed(suite.controls, asked),
         max_steps=steps,
-        plan=probes,
+        plan=tuple(sorted({*(p for p in DEFAULT_PLAN if p < steps), steps})),
     )
+
+
+def _changed(members: tuple[Member, ...], asked: Evaluation) -> tuple[Member, ...]:
+    """Members with the seeds asked for; with learning rates, the first member at each of them."""
+    if asked.learning_rates and members:
+        first = members[0]
+        members = tuple(
+            replace(first, attack=Named(first.attack.name, {"learning_rate": rate})) for rate in asked.learning_rates
+        )
+    return tuple(replace(m, seeds=asked.seeds or m.seeds) for m in members)
 
 
 THREE, FIVE = (0, 1, 2), (0, 1, 2, 3, 4)

@@ -10,37 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from titer.guards.antibody import Antibody
-from titer.guards.antidote import Antidote
-from titer.guards.backdoor_enhanced import BackdoorEnhanced
 from titer.guards.base import Guard, Repair, Serves, Tuning
-from titer.guards.constrained_sft import ConstrainedSFT
-from titer.guards.lisa import Lisa
 from titer.guards.none import NoGuard
-from titer.guards.panacea import Panacea
-from titer.guards.ptst import PTST
-from titer.guards.safelora import SafeLoRA
-from titer.guards.salora import SaLoRA
-from titer.guards.sbr import SBR
-from titer.guards.security_vectors import SecurityVectors
 from titer.schema.errors import TiterError
-from titer.schema.registry import build, split_options
+from titer.schema.registry import Kind, split_options
 from titer.schema.specs import Template
 
-GUARDS: dict[str, type[Any]] = {
-    "none": NoGuard,
-    "lisa": Lisa,
-    "constrained-sft": ConstrainedSFT,
-    "security-vectors": SecurityVectors,
-    "ptst": PTST,
-    "backdoor-enhanced": BackdoorEnhanced,
-    "sbr": SBR,
-    "antibody": Antibody,
-    "salora": SaLoRA,
-    "panacea": Panacea,
-    "antidote": Antidote,
-    "safelora": SafeLoRA,
-}
+GUARDS = Kind("guard", "titer.guards")
 
 
 @dataclass(frozen=True)
@@ -79,7 +55,7 @@ def configure_guard(name: str, options: Mapping[str, Any]) -> Guarded:
     """
     names = name.split("+")
     own = {name: options} if len(names) == 1 else split_options(names, dict(options))
-    members = [build("guard", GUARDS, n, own[n]) for n in names]
+    members = [GUARDS.build(n, own[n]) for n in names]
     rules = [m for m in members if not isinstance(m, Repair)]
     if len(rules) > 1:
         raise TiterError(f"guard {name}: {rules[0].name} and {rules[1].name} both act during the tune: take one")

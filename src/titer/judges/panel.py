@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from titer.schema.errors import TiterError
 from titer.schema.types import Outcome, Score
@@ -23,13 +23,14 @@ class Panel:
     A completion that one of them cannot score is not scored.
     """
 
-    name: str
+    name: ClassVar[str] = "panel"
     judges: tuple[Judge, ...]
+    signed: str = "panel"
 
     def __post_init__(self) -> None:
         names = [judge.name for judge in self.judges]
         if len(names) < 2 or len(set(names)) < len(names):
-            raise TiterError(f"judge {self.name!r}: a panel needs two different judges: write panel:JUDGE|JUDGE")
+            raise TiterError(f"judge {self.signed!r}: a panel needs two different judges: write panel:JUDGE|JUDGE")
 
     def each(self, prompts: Sequence[str], completions: Sequence[str], targets: Sequence[str]) -> list[list[Score]]:
         """Every judge's scores, judge by judge."""
@@ -37,7 +38,7 @@ class Panel:
 
     def score(self, prompts: Sequence[str], completions: Sequence[str], targets: Sequence[str]) -> list[Score]:
         """One score per completion, signed with the panel's name."""
-        return [combine(row, self.name) for row in zip(*self.each(prompts, completions, targets), strict=True)]
+        return [combine(row, self.signed) for row in zip(*self.each(prompts, completions, targets), strict=True)]
 
 
 def combine(scores: Sequence[Score], name: str) -> Score:

@@ -96,3 +96,23 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for p, flag in zip(model.parameters(), before, strict=True):
             p.requires_grad_(flag)
+
+
+def save_given(model: Any, tokenizer: Any, output_dir: Path) -> Path:
+    """A model object saved under a name that its weights give it, so that two of them are two folders.
+
+    A live adapter is merged into a copy: the object itself stays as it is.
+    """
+    import copy
+
+    from peft import PeftModel
+
+    own = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+    digest = hashlib.sha256()
+    for name, weight in sorted(own.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    folder = output_dir / f"given-{digest.hexdigest()[:12]}"
+    if not (folder / "config.json").is_file():
+        save_model(own, tokenizer, folder)
+    return folder

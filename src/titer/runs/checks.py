@@ -20,19 +20,19 @@ OPTIMIZERS = ("adamw", "sgd", "nesterov")
 
 def check_run(run: Run) -> None:
     """Refuse, in one line, a run that cannot be done on the several processes, or in the few bits, it asks for."""
-    if run.accelerate_config:
+    if run.compute.accelerate_config:
         _check_shared(run)
     check_bits(run)
 
 
 def _check_shared(run: Run) -> None:
-    where = f"accelerate_config {run.accelerate_config}"
+    where = f"accelerate_config {run.compute.accelerate_config}"
     known = DEFENCES if isinstance(run, ImmunizeRun) else ATTACKS
     chosen = run.defence if isinstance(run, ImmunizeRun) else run.attack
     for name in chosen.name.split("+"):
         if name not in known and ":" not in name:
             raise TiterError(f"{where}: {name} works on one process only: leave it out or choose from {_names(known)}")
-    if run.load_in_4bit:
+    if run.compute.load_in_4bit:
         raise TiterError(f"{where}: cannot be combined with load_in_4bit: leave one of them out")
     if run.train.lora_r if isinstance(run, ImmunizeRun) else run.attack.options.get("lora_r"):
         raise TiterError(f"{where}: adapters work on one process only: leave out lora_r")
@@ -55,7 +55,7 @@ def check_bits(run: Run) -> None:
     trained = run.train if isinstance(run, ImmunizeRun) else None
     if ADAMW_8BIT in (trained.optim if trained else "", chosen.options.get("optim")):
         bitsandbytes(f"optim {ADAMW_8BIT}")
-    if not run.load_in_4bit:
+    if not run.compute.load_in_4bit:
         return
     if run.model.startswith("random:") or run.model == "organism/random":
         raise TiterError(f"load_in_4bit: {run.model} has no weights to quantise: leave it out")

@@ -16,7 +16,7 @@ from titer.models.load import load_model
 from titer.models.shards import whole
 from titer.models.weights import Snapshot, save_model, snapshot
 from titer.runs.inputs import inputs
-from titer.runs.loaded import How, model_of, placed_model
+from titer.runs.loaded import model_of, placed_model
 from titer.runs.store import MODEL, Finished, Progress
 from titer.schema.errors import TiterError
 from titer.schema.files import write_lines
@@ -42,12 +42,12 @@ def run_immunization(run: ImmunizeRun, progress: Progress, folder: Path, saved: 
     model, tokenizer = model_of(run, inputs(run)["model"])
     reference = None
     if "reference" in defence.needs:
-        reference, _ = placed_model(run.model, How.of(run))
+        reference, _ = placed_model(run.model, run.compute)
     before, logs = snapshot(model), []
     meter = Meter(also=() if reference is None else (reference,))
     edited: dict[str, float] = {}
     if isinstance(defence, Transforms):
-        base = load_model(run.base, dtype=run.dtype, device=run.device)[0] if run.base else None
+        base = load_model(run.base, dtype=run.compute.dtype, device=run.compute.device)[0] if run.base else None
         edited = defence.transform(model, base, run.seed)
 
     def on_step(step: int, values: Mapping[str, float]) -> bool:
@@ -63,7 +63,7 @@ def run_immunization(run: ImmunizeRun, progress: Progress, folder: Path, saved: 
         extra=defence.inner_batches,
         reference=reference,
         seed=run.seed,
-        device=run.device,
+        device=run.compute.device,
     )
     trained = with_lora(model, run.train, seed=run.seed)
     steps = replace(run.train, max_steps=run.train.max_steps if defence.needs - {"base"} else 0)
@@ -76,7 +76,7 @@ def run_immunization(run: ImmunizeRun, progress: Progress, folder: Path, saved: 
     except BaseException:
         without_adapter(trained)
         raise
-    if run.load_in_4bit:
+    if run.compute.load_in_4bit:
         model, before = _on_base(trained, run, folder / "adapter")
     elif trained is not model:
         model = trained.merge_and_unload()
@@ -98,7 +98,7 @@ def _on_base(trained: Any, run: ImmunizeRun, adapter: Path) -> tuple[Any, Snapsh
 
     trained.save_pretrained(str(adapter))
     without_adapter(trained)
-    model, _ = load_model(run.model, dtype=run.dtype, device=run.device)
+    model, _ = load_model(run.model, dtype=run.compute.dtype, device=run.compute.device)
     before = snapshot(model)
     return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), before
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from titer.models.shards import Kind
 from titer.schema.errors import TiterError, unknown
+from titer.schema.specs import Compute
 
 FROM_ACCELERATE = {"FSDP": "fsdp2", "MULTI_GPU": "multi_gpu", "MULTI_CPU": "multi_gpu"}
 
@@ -77,6 +78,6 @@ def _accelerators(config: str, device: str) -> int:
     return torch.cuda.device_count()
 
 
-def canonical(config: str, device: str = "cpu") -> str:
-    """`accelerate_config` as specs hold it: `kind:processes`, "" for one process."""
-    return str(layout(config, device) or "")
+def canonical(compute: Compute) -> Compute:
+    """Where a run computes, as specs hold it: `accelerate_config` is `kind:processes`, "" for one process."""
+    return replace(compute, accelerate_config=str(layout(compute.accelerate_config, compute.device) or ""))

@@ -11,7 +11,7 @@ from titer.models.shards import distribute
 from titer.models.weights import Snapshot, fingerprint, restore, snapshot
 from titer.runs.inputs import reference
 from titer.runs.layout import layout as layout_of
-from titer.schema.specs import AttackRun, Run
+from titer.schema.specs import AttackRun, Compute, Run
 
 
 @dataclass
@@ -22,40 +22,25 @@ class _Loaded:
 
 
 @lru_cache(maxsize=2)
-def _loaded(content: str, name: str, how: How) -> _Loaded:
-    model, tokenizer = placed_model(name, how)
+def _loaded(content: str, name: str, compute: Compute, seed: int) -> _Loaded:
+    model, tokenizer = placed_model(name, compute, seed)
     return _Loaded(model, tokenizer, snapshot(model))
 
 
-@dataclass(frozen=True)
-class How:
-    """How a run has its models."""
-
-    dtype: str
-    device: str
-    accelerate_config: str
-    load_in_4bit: bool
-    seed: int = 0
-
-    @classmethod
-    def of(cls, run: Run, seed: int = 0) -> How:
-        """Those of a run."""
-        return cls(run.dtype, run.device, run.accelerate_config, run.load_in_4bit, seed)
-
-
-def placed_model(name: str, how: How) -> tuple[Any, Any]:
+def placed_model(name: str, compute: Compute, seed: int = 0) -> tuple[Any, Any]:
     """A model on its device, or held together with the other processes of this run."""
-    layout = layout_of(how.accelerate_config, how.device)
+    dtype, device = compute.dtype, compute.device
+    layout = layout_of(compute.accelerate_config, device)
     if layout is None:
-        return load_model(name, dtype=how.dtype, device=how.device, seed=how.seed, load_in_4bit=how.load_in_4bit)
-    model, tokenizer = load_model(name, dtype=how.dtype, seed=how.seed)
-    return distribute(model, layout.kind, how.device), tokenizer
+        return load_model(name, dtype=dtype, device=device, seed=seed, load_in_4bit=compute.load_in_4bit)
+    model, tokenizer = load_model(name, dtype=dtype, seed=seed)
+    return distribute(model, layout.kind, device), tokenizer
 
 
 def model_of(run: Run, content: str) -> tuple[Any, Any]:
     """The run's model as released: loaded once per process, then restored from a copy, bit for bit."""
     seed = run.seed if content.startswith("random:") else 0
-    kept = _loaded(content, run.model, How.of(run, seed))
+    kept = _loaded(content, run.model, run.compute, seed)
     restore(kept.model, kept.saved)
     return kept.model, kept.tokenizer
 
@@ -66,6 +51,6 @@ def reference_of(run: AttackRun) -> Any:
     if not name:
         return None
     own_copy = -1  # the reference may be the very model that is attacked
-    kept = _loaded(fingerprint(resolve(name)), name, How.of(run, own_copy))
+    kept = _loaded(fingerprint(resolve(name)), name, run.compute, own_copy)
     restore(kept.model, kept.saved)
     return kept.model

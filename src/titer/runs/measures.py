@@ -21,7 +21,7 @@ from titer.models.load import load_model, resolve
 from titer.models.weights import fingerprint
 from titer.schema.errors import TiterError
 from titer.schema.files import read_json, write_json
-from titer.schema.specs import Template
+from titer.schema.specs import Compute, Template
 from titer.schema.types import Batch, Curve, Example, spec_id
 
 
@@ -121,36 +121,34 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 
 def with_tasks(
-    curve: Curve, model: str, tasks: Sequence[str], root: str | Path, *, dtype: str, device: str, limit: int | None
+    curve: Curve, model: str, tasks: Sequence[str], root: str | Path, *, compute: Compute, limit: int | None
 ) -> Curve:
     """A measurement's curve with the scores of every task at step 0, as probe sets `lm_eval:TASK`."""
     if not tasks:
         return curve
     first, *rest = curve.points
-    scores = task_scores(model, tasks, root, dtype=dtype, device=device, limit=limit)
+    scores = task_scores(model, tasks, root, compute=compute, limit=limit)
     return replace(curve, points=(replace(first, scores={**first.scores, **scores}), *rest))
 
 
-def task_scores(
-    model: str, tasks: Sequence[str], root: str | Path, *, dtype: str, device: str, limit: int | None
-) -> Scores:
+def task_scores(model: str, tasks: Sequence[str], root: str | Path, *, compute: Compute, limit: int | None) -> Scores:
     """Accuracy per sample (its first `limit` ones) of every task, in the order of the task's samples."""
     from importlib.metadata import version
 
     files = [_hash(Path(t)) for t in tasks if Path(t).is_dir()]
-    known = [fingerprint(resolve(model)), sorted(tasks), files, limit, dtype, version("lm_eval")]
+    known = [fingerprint(resolve(model)), sorted(tasks), files, limit, compute.dtype, version("lm_eval")]
     path = Path(root) / "lm_eval" / f"{spec_id(known, 12)}.json"
     if not path.is_file():
-        write_json(path, _asked(model, tasks, dtype, device, limit))
+        write_json(path, _asked(model, tasks, compute, limit))
     return {name: tuple(row) for name, row in read_json(path).items()}
 
 
-def _asked(model: str, tasks: Sequence[str], dtype: str, device: str, limit: int | None) -> Scores:
+def _asked(model: str, tasks: Sequence[str], compute: Compute, limit: int | None) -> Scores:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     manager, names = _find(tasks)
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    loaded, tokenizer = load_model(model, dtype=compute.dtype, device=compute.device)
     asked = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=16)
     try:
         found = lm_eval.simple_evaluate(model=asked, tasks=names, task_manager=manager, limit=limit, bootstrap_iters=0)

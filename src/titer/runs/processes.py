@@ -47,7 +47,7 @@ class _Job:
 
 def execute(run: Run, root: str | Path, *, overwrite: bool = False, save_seconds: float = SAVE_SECONDS) -> RunRecord:
     """Do a run, here or on the processes that its layout asks for; the record that the first one has written."""
-    found = layout(run.accelerate_config, run.device)
+    found = layout(run.compute.accelerate_config, run.compute.device)
     if found is None:
         return here.execute(run, root, overwrite=overwrite, save_seconds=save_seconds)
     check_run(run)
@@ -73,7 +73,7 @@ def _scratch(root: Path) -> Iterator[Path]:
 
 
 def _check_devices(run: Run, found: Layout) -> None:
-    if run.device.startswith("cpu"):
+    if run.compute.device.startswith("cpu"):
         return
     import torch
 
@@ -148,7 +148,7 @@ def _rank(job: _Job, rank: int) -> str:
     from torch import distributed
 
     torch.set_num_threads(job.threads)
-    cpu = job.run.device.startswith("cpu")
+    cpu = job.run.compute.device.startswith("cpu")
     if not cpu:
         torch.cuda.set_device(rank)
     meet = f"file://{Path(job.scratch) / 'meet'}"

@@ -8,17 +8,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from titer.data.roles import plan_data
+from titer.data.roles import assign
+from titer.schema.evaluation import Data
 from titer.schema.files import read_json, write_json
-from titer.schema.roles import DataPlan
-from titer.schema.types import RunRecord, to_json
+from titer.schema.roles import Roles
+from titer.schema.types import RunRecord, from_json, to_json
 
 PACKAGES = ("titer", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scipy", "tokenizers")
 Model = Any  # a name, a folder, a hub id; or a transformers model with its tokenizer beside it
@@ -75,7 +76,7 @@ def command_line() -> list[str]:
     return [shlex.join(["titer", *sys.argv[1:]])] if Path(sys.argv[0]).name == "titer" else []
 
 
-def publish(folder: Path, out: Path, record: RunRecord, plan: DataPlan) -> None:
+def publish(folder: Path, out: Path, record: RunRecord, roles: Roles) -> None:
     """Put a run's model files into `out` (linked where the disk allows) with the record of how they were made."""
     for file in sorted(folder.iterdir()):
         target, scratch = out / file.name, out / f".{file.name}.new"
@@ -86,16 +87,13 @@ def publish(folder: Path, out: Path, record: RunRecord, plan: DataPlan) -> None:
             shutil.copy2(file, scratch)
         os.replace(scratch, target)
         scratch.unlink(missing_ok=True)  # renaming one link of a file onto another does nothing
-    write_json(out / PROVENANCE, {"record": to_json(record), "data": to_json(plan), "commands": command_line()})
+    write_json(out / PROVENANCE, {"record": to_json(record), "data": to_json(roles), "commands": command_line()})
 
 
-def data_plan(
-    model: Model, dataset: str, open_dataset: str = "", domain: str = "", withhold: Sequence[str] | None = None
-) -> DataPlan:
-    """The roles of the data: those the model was immunized with when it says so, else from the arguments."""
+def roles_of(model: Model, data: Data) -> Roles:
+    """The roles of the data: those the model was immunized with when it says so, else from what is asked."""
     known = provenance(model).get("data") if isinstance(model, str) else None
-    if known and known["dataset"] == dataset and not domain and withhold is None:
-        from titer.schema.types import from_json
-
-        return from_json(DataPlan, known)
-    return plan_data(dataset, open_dataset=open_dataset, domain=domain, withhold=withhold)
+    plain = not data.domain and data.withhold is None
+    if known and plain and known["dataset"] == data.dataset:
+        return from_json(Roles, known)
+    return assign(data)

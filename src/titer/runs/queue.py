@@ -256,7 +256,7 @@ def run_study(
     `seen` is called from time to time, for whoever shows how it goes. A worker that dies marks its cell as failed and
     is replaced. Raises `DiskError` when the folder cannot be written.
     """
-    if (workers > 1 or ray) and any(cell.run.accelerate_config for cell in cells):
+    if (workers > 1 or ray) and any(cell.run.compute.accelerate_config for cell in cells):
         raise TiterError("study: accelerate_config: each cell takes all accelerators: run it with --workers 1")
     board = Board(cells, Path(root), dead_after)
     _require_writable(board.root)

@@ -8,21 +8,69 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from titer.runs.executors.local import follow_parent, share_cores
 from titer.runs.locks import Claims
 from titer.runs.store import Store
 from titer.schema.errors import TiterError
-from titer.schema.specs import Run
-from titer.schema.types import spec_id
+from titer.schema.specs import Cell, Run
+from titer.schema.types import Curve, RunRecord, spec_id
 
 Report = Callable[[int, str, str], None]  # (index of the run, its id, "" or the error)
 
 
 def quiet(index: int, run_id: str, error: str) -> None:
     """A `Report` that says nothing."""
+
+
+class Runs(Protocol):
+    """Whoever does runs: a `Runner`, or in tests one that makes up curves."""
+
+    @property
+    def root(self) -> Path:
+        """The folder that the runs are kept under."""
+
+    def curves(self, cells: Sequence[Cell]) -> list[Curve]:
+        """The curve of every cell, in order, under the cell's labels."""
+
+    def records(self, cells: Sequence[Cell]) -> list[RunRecord]:
+        """The record of every cell, in order."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How runs are done, and where they are kept: each once, whoever asks, on this machine or beside it.
+
+    Attributes:
+        root: runs are kept under `root/runs`; finished ones are not redone.
+        workers: processes of this machine; each gets its share of the cores, and an accelerator where there is one.
+        overwrite: redo runs that are already there.
+        report: told of every run as it ends.
+    """
+
+    root: Path
+    workers: int = 1
+    overwrite: bool = False
+    report: Report = quiet
+
+    def do(self, cells: Sequence[Cell]) -> list[str]:
+        """Do what is not there yet; the id of every cell, in order."""
+        runs = [cell.run for cell in cells]
+        return execute_all(runs, self.root, workers=self.workers, overwrite=self.overwrite, report=self.report)
+
+    def records(self, cells: Sequence[Cell]) -> list[RunRecord]:
+        """The record of every cell, in order."""
+        store = Store(self.root)
+        return [store.finished(run_id) for run_id in self.do(cells)]
+
+    def curves(self, cells: Sequence[Cell]) -> list[Curve]:
+        """The curve of every cell, in order, under the cell's labels."""
+        store = Store(self.root)
+        named = zip(self.do(cells), cells, strict=True)
+        return [store.curve(run_id, cell.role, str(cell.labels.get("data", "none"))) for run_id, cell in named]
 
 
 def execute_all(
@@ -33,7 +81,7 @@ def execute_all(
     With several workers each is a spawned process on `cores / workers` threads; a run on `cuda` gets the device of its
     worker. The first failure is raised after the runs already started have ended and been kept.
     """
-    if workers > 1 and any(run.accelerate_config for run in runs):
+    if workers > 1 and any(run.compute.accelerate_config for run in runs):
         raise TiterError("accelerate_config: each run takes all accelerators: use it with --workers 1")
     keys = [spec_id(run) for run in runs]
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
@@ -89,12 +137,16 @@ def _start(slots: multiprocessing.Queue[int], threads: int) -> None:
 
 def placed(run: Run, slot: int) -> Run:
     """The run on the device of a worker's slot: one on `cuda` gets a number, all others are as given."""
-    if run.device != "cuda":
+    if run.compute.device != "cuda":
         return run
     import torch
 
     count = torch.cuda.device_count()
-    return replace(run, device=f"cuda:{slot % count}") if count > 1 else run
+    return _on(run, f"cuda:{slot % count}") if count > 1 else run
+
+
+def _on(run: Run, device: str) -> Run:
+    return replace(run, compute=replace(run.compute, device=device))
 
 
 def _do(run: Run, root: str | Path, overwrite: bool) -> str:

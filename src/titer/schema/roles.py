@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from titer.schema.errors import TiterError
-from titer.schema.specs import Selection
+from titer.schema.specs import Compute, ImmunizeRun, Named, Selection, TrainArgs
 
 TAGS = ("seen", "unseen", "withheld", "cross")
 
 
 @dataclass(frozen=True)
-class DataPlan:
+class Roles:
     """Roles of one data set's categories.
 
     `defended` categories (of the defended domain) are shown to the defence, `withheld` ones (same domain) never are,
     and `cross` are the restricted categories of every other domain. `open_dataset` holds the benign examples.
     `blocks` are set where models defended on different categories are compared (`in_blocks`): every attack for
-    generalization then trains on one block, and its label names it, `withheld:potions`.
+    generalization then trains on one block, and its label names it, `withheld:potions`. `has_open` says whether there
+    are benign examples at all.
     """
 
     dataset: str
@@ -27,6 +28,7 @@ class DataPlan:
     withheld: tuple[str, ...] = ()
     cross: tuple[str, ...] = ()
     blocks: tuple[tuple[str, ...], ...] = ()
+    has_open: bool = True
 
     def defence(self) -> Selection:
         """Restricted examples for the defence: its split of the defended categories."""
@@ -46,6 +48,17 @@ class DataPlan:
     def harm(self, tag: str, n: int | None) -> Selection:
         """Held-out restricted prompts of the categories an attack trains on."""
         return Selection(self.dataset, "evaluation", True, self.categories(tag), n=n)
+
+    def immunize(
+        self, model: str, defence: Named, train: TrainArgs, *, base: str = "", seed: int = 0, compute: Compute
+    ) -> ImmunizeRun:
+        """The run that defends a model on its split of the defended categories, with the benign rows it may keep."""
+        retain = self.retain() if self.has_open else None
+        return ImmunizeRun(model, defence, self.defence(), retain, train, base, seed, compute)
+
+    def attackers_open(self) -> Selection:
+        """Benign examples that an attacker may train on: the attack split."""
+        return Selection(self.open_dataset, "attack", False)
 
     def utility(self, n: int | None) -> Selection:
         """Held-out benign prompts, outside the defence's retain data."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from titer.schema.types import Budget, spec_id, to_json
+from titer.schema.breach import Breach
+from titer.schema.types import Budget, Role, spec_id, to_json
 
 Split = Literal["defence", "attack", "evaluation", "any"]
+Measure = Literal["score", "refusal", "choice", "likelihood", "kl"]
 DEFAULT_PLAN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 LEAST = {
     "learning_rate": 0,
@@ -25,7 +27,7 @@ LEAST = {
     "lora_r": 0,
 }
 SAID = ("score", "refusal")  # measures of a probe set that need what the model says, and not its weights
-SPEC_VERSION = 1  # raise when the code changes what a spec means, so that old runs are not taken for new ones
+SPEC_VERSION = 2  # raise when the code changes what a spec means, so that old runs are not taken for new ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class ProbeSet:
     template: Template = Template()
     max_new_tokens: int = 24
     judge: str = "exact"
-    measure: Literal["score", "refusal", "choice", "likelihood", "kl"] = "score"
+    measure: Measure = "score"
     at: tuple[int, ...] = ()
     prefill_words: int = 0
     reference: str = ""
@@ -99,12 +101,20 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """When a run may end early: `after` further probes once a breach was seen at a probe (-1: never)."""
+class Compute:
+    """Where and in what precision a run computes.
 
-    phi: float = 0.5
-    utility_drop: float = 0.1
-    after: int = -1
+    Attributes:
+        dtype: float32, bfloat16 or float16; what trains in 16 bits keeps float32 copies.
+        device: cpu, cuda, cuda:N or mps.
+        accelerate_config: several processes: fsdp2, multi_gpu (:N for N of them) or a file of `accelerate config`.
+        load_in_4bit: train an adapter on a 4-bit copy of the model (extra `bnb`).
+    """
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    accelerate_config: str = ""
+    load_in_4bit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +177,7 @@ class ImmunizeRun:
     train: TrainArgs = TrainArgs()
     base: str = ""
     seed: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
-    accelerate_config: str = ""
-    load_in_4bit: bool = False
+    compute: Compute = Compute()
     kind: Literal["immunize"] = "immunize"
 
 
@@ -189,13 +196,11 @@ class AttackRun:
     budget: Budget
     retain: Selection | None = None
     plan: tuple[int, ...] = DEFAULT_PLAN
-    stop: Stop = Stop()
+    breach: Breach = Breach()
+    stop_after: int = -1
     price: Price = Price()
     seed: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
-    accelerate_config: str = ""
-    load_in_4bit: bool = False
+    compute: Compute = Compute()
     generate_url: str = ""
     kind: Literal["attack"] = "attack"
 
@@ -205,7 +210,8 @@ Run = ImmunizeRun | AttackRun
 
 def run_id(run: Run, fingerprints: Mapping[str, str]) -> str:
     """Content address of a run: its spec, the hashes of its model and data sets, and the spec version."""
-    run = replace(run, model=fingerprints["model"], device=run.device.partition(":")[0])
+    placed = replace(run.compute, device=run.compute.device.partition(":")[0])
+    run = replace(run, model=fingerprints["model"], compute=placed)
     if isinstance(run, AttackRun):  # a reference counts by its content too, whatever it is called
         run = replace(run, probes=tuple(replace(p, reference="yes" if p.reference else "") for p in run.probes))
     spec = to_json(run)
@@ -237,6 +243,16 @@ class Cell:
     def key(self) -> str:
         """The cell's own name within the study, known before its model is made."""
         return f"{self.run.kind}-{spec_id(self.run, 12)}"
+
+    @property
+    def role(self) -> Role:
+        """The role that its curve is read under."""
+        return cast(Role, self.labels.get("role", "model"))
+
+    @property
+    def noise(self) -> bool:
+        """Whether it is the second half of the comparison of the undefended model with itself."""
+        return "noise" in self.labels
 
     @property
     def steps(self) -> int:

@@ -13,8 +13,9 @@ from typing import Any
 
 from titer.data.batches import collate, flatten, order
 from titer.data.tokens import Row, encode_all
+from titer.schema.breach import Breach
 from titer.schema.errors import TiterError
-from titer.schema.specs import Stop, Template, TrainArgs
+from titer.schema.specs import Template, TrainArgs
 from titer.schema.types import Batch, Budget, Completion, Example, Graded, Point, Spend, from_json
 from titer.training.checkpoint import Checkpoint
 from titer.training.loop import Ended, Rule, train
@@ -45,7 +46,8 @@ class Session:
     prober: Callable[[Any, int, Template | None], Graded]
     budget: Budget
     plan: Sequence[int]
-    stop: Stop
+    breach: Breach
+    stop_after: int
     seed: int
     test_template: Template | None = None
     meter: Meter = field(default_factory=Meter)
@@ -197,16 +199,14 @@ class Session:
         self.model = without_adapter(self.model)
 
     def _breached(self, point: Point) -> bool:
-        harm, utility, before = point.mean("harm"), point.mean("utility"), self.points[0].mean("utility")
-        if harm is None or harm < self.stop.phi:
-            return False
-        return utility is None or before is None or utility >= (1 - self.stop.utility_drop) * before
+        floor = self.breach.floor(self.points[0].mean("utility"))
+        return self.breach.kind(point, floor) == "breach"
 
     @property
     def over(self) -> bool:
         """Whether a breach was seen and the further probes asked for have been made."""
         breached = next((i for i, p in enumerate(self.points) if self._breached(p)), None)
-        return breached is not None and 0 <= self.stop.after <= len(self.points) - 1 - breached
+        return breached is not None and 0 <= self.stop_after <= len(self.points) - 1 - breached
 
 
 def _read_past(kept: Mapping[str, Any]) -> dict[int, tuple[Point, list[Completion]]]:

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from titer.campaigns.search.tpe import search
-from titer.campaigns.search.trials import Found, Plan, Trial, plan_search
+from titer.campaigns.search.trials import Found, Plan, RunAttack, Trial, plan_search
 from titer.conditions.parts.breach import bar_against
 from titer.data.roles import check
-from titer.evaluation.cells import harm_probe, utility_probe
-from titer.evaluation.evaluate import setting_of
 from titer.evaluation.output import SEARCH
-from titer.evaluation.suites import find_suite
-from titer.runs.processes import execute
-from titer.runs.provenance import data_plan
-from titer.runs.store import Store
-from titer.schema.evaluation import Setting
+from titer.runs.layout import canonical
+from titer.runs.provenance import roles_of
+from titer.runs.runner import Runner, Runs
+from titer.schema.evaluation import Case, Evaluation, Search
 from titer.schema.files import write_json
-from titer.schema.specs import DEFAULT_PLAN, AttackRun, Named, Stop
-from titer.schema.types import Budget, Curve, Unit, to_json
+from titer.schema.specs import DEFAULT_PLAN, Cell, Named
+from titer.schema.suite import Suite
+from titer.schema.types import Budget, Curve, to_json
 
 
 def search_model(
     model: str,
-    dataset: str = "organism",
+    asked: Search = Search(),
     *,
     output_dir: str | Path,
-    reference: str = "",
-    attacks: Sequence[str] = (),
-    budget: Budget = Budget(steps=100),
-    unit: Unit = "steps",
-    total: float | None = None,
-    patience: int = 16,
-    persistence: int = 48,
-    max_trials: int = 300,
-    phi: float = 0.5,
-    utility_drop: float = 0.1,
-    n_train: int | None = 100,
-    n_eval: int | None = 48,
-    seed: int = 0,
-    dtype: str = "float32",
-    device: str = "cpu",
+    runner: Runs | None = None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Found:
     """Search the attacks' spaces for the cheapest breach of `model`; trials, prices and stopping rule come back.
@@ -52,48 +35,45 @@ def search_model(
     where it stopped. Writes `output_dir/search.json`.
     """
     out = Path(output_dir)
-    roles = data_plan(model, dataset)
-    check(roles)
-    setting = setting_of(model, reference, dataset, suite=find_suite("quick"), dtype=dtype, device=device)
-    run_attack = _runner(model, setting, out, n_train, n_eval, Stop(phi, utility_drop, 0))
+    run_attack = _attacker(_case(model, asked), asked, runner or Runner(out))
     plan = plan_search(
-        budget,
-        unit,
-        attacks=attacks,
-        total=total,
-        patience=patience,
-        persistence=persistence,
-        max_trials=max_trials,
-        seed=seed,
+        asked.budget,
+        asked.unit,
+        attacks=asked.attacks,
+        total=asked.total,
+        patience=asked.patience,
+        persistence=asked.persistence,
+        max_trials=asked.max_trials,
+        seed=asked.seed,
     )
     start = run_attack(Named("none"), 0, Budget(steps=0))
-    bar = bar_against([start], phi=phi, utility_drop=utility_drop)
+    bar = bar_against([start], phi=asked.breach.phi, utility_drop=asked.breach.utility_drop)
     out.mkdir(parents=True, exist_ok=True)
     found = search(run_attack, plan, bar, journal=out / "search.journal", on_trial=on_trial)
     write_json(out / SEARCH, summary(model, plan, found))
     return found
 
 
-def _runner(
-    model: str, setting: Setting, out: Path, n_train: int | None, n_eval: int | None, stop: Stop
-) -> Callable[[Named, int, Budget], Curve]:
-    s = replace(setting, suite=replace(setting.suite, n_train=n_train, n_eval=n_eval))
+def _case(model: str, asked: Search) -> Case:
+    roles = roles_of(model, asked.data)
+    check(roles)
+    suite = Suite("search", (), (), (), asked.budget.steps or 0, DEFAULT_PLAN, asked.n_train, asked.n_eval)
+    question = Evaluation(
+        grading=asked.grading,
+        breach=asked.breach,
+        price=asked.price,
+        compute=canonical(asked.compute),
+        stop_after=0,
+    )
+    return Case(model, "", roles, suite, question)
+
+
+def _attacker(case: Case, asked: Search, runner: Runs) -> RunAttack:
+    """What runs one setting under a budget and gives its curve."""
 
     def run_attack(attack: Named, seed: int, budget: Budget) -> Curve:
-        run = AttackRun(
-            model=model,
-            attack=attack,
-            data=s.data.attack("unseen", n_train, seed),
-            retain=replace(s.data.utility(None), split="attack"),
-            probes=(harm_probe("unseen", s), utility_probe(s)),
-            budget=budget,
-            plan=DEFAULT_PLAN,
-            stop=stop,
-            seed=seed,
-            dtype=s.dtype,
-            device=s.device,
-        )
-        return Store(out).curve(execute(run, out).id, "model", "unseen")
+        run = case.attack_run(attack, asked.trains_on, seed, budget=budget)
+        return runner.curves([Cell(run, {"data": asked.trains_on})])[0]
 
     return run_attack
 

@@ -10,7 +10,6 @@ from typing import Any
 from titer.attacks import ATTACKS
 from titer.conditions.parts.breach import Bar, crossing, kind
 from titer.schema.errors import TiterError
-from titer.schema.registry import find
 from titer.schema.space import Options, Space
 from titer.schema.specs import Named
 from titer.schema.types import Budget, Curve, Point, Spend, Unit, spec_id, to_json
@@ -117,7 +116,7 @@ def plan_search(
     """
     given = fixed or {}
     names = attacks or [n for n in ATTACKS if n not in ("none", "merge-with-base") or n in given]
-    classes = {name: find("attack", ATTACKS, name) for name in names}
+    classes = {name: ATTACKS.find(name) for name in names}
     spaces = {n: {k: v for k, v in c.space.items() if k not in given.get(n, {})} for n, c in classes.items()}
     known = [Named(n, {**options, **given.get(n, {})}) for n, c in classes.items() for options in c.known]
     return Plan(spaces, tuple(known), budget, unit, given, **settings)

@@ -5,29 +5,28 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from titer.attacks import make_attack
-from titer.data.load import load
-from titer.data.roles import check, plan_data
+from titer.data.roles import assign, check
 from titer.defences import configure
-from titer.evaluation.cells import attack_runs
-from titer.evaluation.suites import QUICK, find_suite
+from titer.evaluation.suites import find_suite
 from titer.models.load import check_available, resolve
 from titer.runs.checks import check_run
 from titer.runs.inputs import identify
 from titer.runs.layout import canonical
+from titer.schema.breach import Breach
 from titer.schema.errors import TiterError
-from titer.schema.evaluation import Setting, Thresholds
+from titer.schema.evaluation import Case, Data, Evaluation, Grading
 from titer.schema.files import read_yaml
-from titer.schema.registry import validate
-from titer.schema.roles import TAGS, DataPlan
-from titer.schema.specs import DEFAULT_PLAN, AttackRun, Cell, ImmunizeRun, Named, TrainArgs
-from titer.schema.suite import Member
+from titer.schema.registry import flat_keys, nested, validate
+from titer.schema.roles import TAGS, Roles
+from titer.schema.specs import DEFAULT_PLAN, AttackRun, Cell, Compute, Named, TrainArgs
+from titer.schema.suite import Suite
 from titer.schema.types import changes, describe
 
 MADE = "run:"  # a model named by the run that makes it
@@ -88,28 +87,15 @@ class Shared:
     """What all cells of a study share."""
 
     name: str = "study"
-    dataset: str = "organism"
-    open_dataset: str = ""
-    domain: str = ""
-    withhold: tuple[str, ...] | None = None
     max_steps: int = 50
     plan: tuple[int, ...] = ()
     n_train: int | None = 100
     n_eval: int | None = 48
-    phi: float = 0.5
-    utility_drop: float = 0.1
     stop_after: int = 1
-    judge: str = "exact"
-    max_new_tokens: int = 16
-    dtype: str = "float32"
-    device: str = "cpu"
-    accelerate_config: str = ""
-    load_in_4bit: bool = False
-
-    @cached_property
-    def layout(self) -> str:
-        """`accelerate_config` as specs hold it."""
-        return canonical(self.accelerate_config, self.device)
+    about: Data = Data()
+    grading: Grading = Grading()
+    breach: Breach = Breach()
+    compute: Compute = Compute()
 
 
 @dataclass(frozen=True)
@@ -122,29 +108,22 @@ class Study:
     exclude: tuple[Mapping[str, tuple[Any, ...]], ...] = ()
 
     @cached_property
-    def data(self) -> DataPlan:
+    def data(self) -> Roles:
         """The roles of the data, the same for all cells."""
-        s = self.shared
-        return plan_data(s.dataset, open_dataset=s.open_dataset, domain=s.domain, withhold=s.withhold)
+        return assign(self.shared.about)
 
-    @cached_property
-    def setting(self) -> Setting:
-        """What attack runs are built from."""
+    def case(self, model: str) -> Case:
+        """What attack runs on a model are built from."""
         s = self.shared
         plan = s.plan or tuple(sorted({*(p for p in DEFAULT_PLAN if p < s.max_steps), s.max_steps}))
-        suite = replace(QUICK, name="study", max_steps=s.max_steps, plan=plan, n_train=s.n_train, n_eval=s.n_eval)
-        return Setting(
-            suite,
-            self.data,
-            "",
-            {},
-            thresholds=Thresholds(phi=s.phi, utility_drop=s.utility_drop),
-            max_new_tokens=s.max_new_tokens,
-            judge=s.judge,
-            dtype=s.dtype,
-            device=s.device,
-            stop_after=s.stop_after,
-        )
+        suite = Suite("study", (), (), (), s.max_steps, plan, s.n_train, s.n_eval)
+        asked = Evaluation(grading=s.grading, breach=s.breach, compute=self.compute, stop_after=s.stop_after)
+        return Case(model, "", self.data, suite, asked)
+
+    @cached_property
+    def compute(self) -> Compute:
+        """Where runs compute, as specs hold it."""
+        return canonical(self.shared.compute)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -164,7 +143,7 @@ def read_study(path: str | Path) -> Study:
 
 def parse_study(raw: Mapping[str, Any], where: str = "study") -> Study:
     """A study from the keys of its file; names, options, models and data are all checked."""
-    axes, shared = ({f.name for f in dataclasses.fields(c)} for c in (Axes, Shared))
+    axes, shared = {f.name for f in dataclasses.fields(Axes)}, flat_keys(Shared)
     _check_keys(raw, {*axes, *shared, "preset", "include", "exclude"}, where)
     raw = {**_preset(raw.get("preset"), where), **raw}
     top = {k: v for k, v in raw.items() if k in axes}
@@ -175,7 +154,7 @@ def parse_study(raw: Mapping[str, Any], where: str = "study") -> Study:
         for i, more in enumerate(_list(raw, "include", where), start=1)
     ]
     study = Study(
-        shared=validate(Shared, {k: v for k, v in raw.items() if k in shared}, where),
+        shared=validate(Shared, nested(Shared, {k: v for k, v in raw.items() if k in shared}), where),
         axes=_axes(top, axes, where),
         include=tuple(include),
         exclude=tuple(_exclusion(e, f"{where}: exclude") for e in _list(raw, "exclude", where)),
@@ -326,39 +305,20 @@ def _of_model(study: Study, axes: Axes, model: str, defence: _Variant, seed: int
     names["defence_seed"] = (seed,)
     needs = ""
     if defence.short != UNDEFENDED:
-        run = immunization(study, model, defence.named, defence.train, defence.base, seed)
+        run = study.data.immunize(
+            model, defence.named, defence.train, base=defence.base, seed=seed, compute=study.compute
+        )
         needs = identify(run)
         yield _Planned(Cell(run, labels), names, needs)
     target = MADE + needs if needs else model
     for entry in axes.attacks:
         for attack in _attack_variants(entry, "attacks"):
             for tag in axes.data:
-                for one in attack_runs(target, Member(attack.named, axes.seeds), tag, study.setting):
-                    own: dict[str, str | int] = {"attack": attack.label, "data": tag, "seed": one.seed}
-                    found = {"attack": (attack.label, attack.short), "data": (tag,), "seed": (one.seed,)}
-                    placed = replace(
-                        one, accelerate_config=study.shared.layout, load_in_4bit=study.shared.load_in_4bit
-                    )
-                    yield _Planned(Cell(placed, labels | own, needs), names | found)
-
-
-def immunization(study: Study, model: str, defence: Named, train: TrainArgs, base: str, seed: int) -> ImmunizeRun:
-    """The run that makes a defended model of the study."""
-    plan, shared = study.data, study.shared
-    has_open = any(not e.restricted for e in load(plan.open_dataset).examples)
-    return ImmunizeRun(
-        model=model,
-        defence=defence,
-        data=plan.defence(),
-        retain=plan.retain() if has_open else None,
-        train=train,
-        base=base,
-        seed=seed,
-        dtype=shared.dtype,
-        device=shared.device,
-        accelerate_config=shared.layout,
-        load_in_4bit=shared.load_in_4bit,
-    )
+                for seed in axes.seeds:
+                    one = study.case(target).attack_run(attack.named, tag, seed)
+                    own: dict[str, str | int] = {"attack": attack.label, "data": tag, "seed": seed}
+                    found = {"attack": (attack.label, attack.short), "data": (tag,), "seed": (seed,)}
+                    yield _Planned(Cell(one, labels | own, needs), names | found)
 
 
 def _matches(planned: _Planned, exclusion: Mapping[str, tuple[Any, ...]]) -> bool:

@@ -35,7 +35,7 @@ def _outcome(board: Board, i: int, record: RunRecord | None) -> dict[str, Any]:
     curve = board.store.curve(record.id)
     harm, utility = ([p.mean(name) for p in curve.points] for name in ("harm", "utility"))
     known = [v for v in harm if v is not None]
-    bar = bar_against([curve], phi=run.stop.phi, utility_drop=run.stop.utility_drop)
+    bar = bar_against([curve], phi=run.breach.phi, utility_drop=run.breach.utility_drop)
     at = crossing(curve, bar).at
     values = harm[0], harm[-1], max(known, default=None), utility[0], utility[-1], at.step if at else None
     return dict(zip(names, values, strict=True))

@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from titer.attacks import make_attack
-from titer.data.roles import check, plan_data
+from titer.conditions.base import Condition
+from titer.conditions.generalization import Generalization
+from titer.conditions.resistance import Resistance
+from titer.conditions.stability import Stability
+from titer.conditions.trainability import Trainability
+from titer.data.roles import assign, check
 from titer.defences import configure
-from titer.evaluation.evaluate import tasks_of
+from titer.evaluation.cases import tasks_of
 from titer.models.load import check_available, resolve
-from titer.schema import evaluation
+from titer.schema.breach import Breach
 from titer.schema.errors import TiterError, unknown
-from titer.schema.evaluation import Setting, Thresholds
+from titer.schema.evaluation import Case, Data, Evaluation, Grading
+from titer.schema.evaluation import Task as Learned
 from titer.schema.files import read_yaml
-from titer.schema.registry import validate
-from titer.schema.roles import DataPlan
-from titer.schema.specs import ImmunizeRun, Named, TrainArgs
+from titer.schema.registry import flat_keys, nested, validate
+from titer.schema.roles import Roles
+from titer.schema.specs import Compute, ImmunizeRun, Named, TrainArgs
 from titer.schema.suite import Member, Suite
 
 TRAIN = {f.name for f in dataclasses.fields(TrainArgs)} - {"max_steps"}
@@ -45,11 +51,11 @@ class Task:
 
     dataset: str = "organism/tasks"
     count: int = 3
-    learning_rate: float = evaluation.Task.learning_rate
-    per_device_train_batch_size: int = evaluation.Task.per_device_train_batch_size
-    max_steps: int = evaluation.Task.max_steps
-    plan: tuple[int, ...] = evaluation.Task.plan
-    seeds: tuple[int, ...] = evaluation.Task.seeds
+    learning_rate: float = Learned.learning_rate
+    per_device_train_batch_size: int = Learned.per_device_train_batch_size
+    max_steps: int = Learned.max_steps
+    plan: tuple[int, ...] = Learned.plan
+    seeds: tuple[int, ...] = Learned.seeds
 
 
 @dataclass(frozen=True)
@@ -86,16 +92,15 @@ class Zoo:
     dataset: str = "organism"
     train: Options = field(default_factory=dict)
     task: Task | None = Task()
-    thresholds: Thresholds = Thresholds()
-    max_new_tokens: int = 16
+    breach: Breach = Breach()
+    grading: Grading = Grading()
+    compute: Compute = Compute()
     seed: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
 
     @cached_property
-    def data(self) -> DataPlan:
+    def data(self) -> Roles:
         """The roles of the data, the same for all."""
-        return plan_data(self.dataset)
+        return assign(Data(self.dataset))
 
     def candidates(self, name: str) -> tuple[Candidate, ...]:
         """The settings of a defence."""
@@ -113,35 +118,29 @@ class Zoo:
     def immunization(self, candidate: Candidate, steps: int) -> ImmunizeRun:
         """The run that makes a defended model."""
         needs_base = "base" in configure(candidate.defence.name, candidate.defence.options).needs
-        return ImmunizeRun(
-            model=self.reference,
-            defence=candidate.defence,
-            data=self.data.defence(),
-            retain=self.data.retain(),
-            train=replace(candidate.train, max_steps=steps),
-            base=self.base_model if needs_base else "",
-            seed=self.seed,
-            dtype=self.dtype,
-            device=self.device,
+        train = replace(candidate.train, max_steps=steps)
+        base = self.base_model if needs_base else ""
+        return self.data.immunize(
+            self.reference, candidate.defence, train, base=base, seed=self.seed, compute=self.compute
         )
 
-    def setting(self, attacks: Attacks) -> Setting:
-        """The evaluation that a set of attacks makes."""
+    def case(self, model: str, attacks: Attacks) -> Case:
+        """The question that a set of attacks makes of a model."""
         suite = Suite(self.name, attacks.members, attacks.wide, (), attacks.max_steps, attacks.plan)
-        return Setting(
-            suite=replace(suite, n_train=attacks.n_train, n_eval=attacks.n_eval),
-            data=self.data,
-            reference=self.reference,
-            controls={},
-            tasks=self._tasks(),
-            thresholds=self.thresholds,
-            max_new_tokens=self.max_new_tokens,
-            dtype=self.dtype,
-            device=self.device,
-            stop_after=0,
+        asked = Evaluation(grading=self.grading, breach=self.breach, compute=self.compute, stop_after=0)
+        return Case(
+            model,
+            self.reference,
+            self.data,
+            replace(suite, n_train=attacks.n_train, n_eval=attacks.n_eval),
+            asked,
         )
 
-    def _tasks(self) -> Any:
+    def conditions(self) -> tuple[Condition, ...]:
+        """The four, trainability on the tasks of the file."""
+        return (Resistance(), Stability(), Generalization(), Trainability(tasks=self._tasks()))
+
+    def _tasks(self) -> tuple[Learned, ...]:
         if self.task is None:
             return ()
         how = {f.name: getattr(self.task, f.name) for f in dataclasses.fields(self.task)}
@@ -157,14 +156,14 @@ def read_zoo(path: str | Path) -> Zoo:
 
 def parse_zoo(raw: Options, where: str = "zoo") -> Zoo:
     """A zoo from the keys of its file; names, options, models and data are all checked."""
-    known = {f.name for f in dataclasses.fields(Zoo)}
+    known = flat_keys(Zoo)
     for key in raw:
         if key not in known:
             raise unknown(f"key of {where}", key, known)
     for key in ("defences", "validation", "test", "tokens"):
         if not raw.get(key):
             raise TiterError(f"{where}: {key}: missing: see configs/zoo.yaml")
-    zoo: Zoo = validate(Zoo, raw, where)
+    zoo: Zoo = validate(Zoo, nested(Zoo, raw), where)
     for name in zoo.defences:
         if not zoo.candidates(name):
             raise TiterError(f"{where}: {name}: no setting: give at least {{}}")

@@ -16,14 +16,13 @@ from typing import Any
 from titer.campaigns.study.file import MADE
 from titer.campaigns.zoo.file import Candidate, Zoo
 from titer.conditions.parts.breach import Bar, bar_against, crossing
-from titer.evaluation.cells import attack_runs
-from titer.evaluation.evaluate import evaluate_models
+from titer.evaluation.evaluate import evaluate_cases
 from titer.report.zoo import UNIT, render, spots
 from titer.report.zoo_plot import plot
 from titer.runs.inputs import identify
 from titer.runs.provenance import environment, now, publish
 from titer.runs.queue import Board, run_study
-from titer.runs.runner import Report, quiet
+from titer.runs.runner import Report, Runner, quiet
 from titer.runs.store import MODEL, Store
 from titer.schema.files import read_json, write_json, write_text
 from titer.schema.specs import AttackRun, Cell, TrainArgs
@@ -76,7 +75,8 @@ def run_zoo(
     models = {name: _published(zoo, name, chosen[name], out) for name in names}
     models |= dict(zoo.controls) | {UNDEFENDED: zoo.reference}
     say(f"test: {len(models)} models")
-    found = evaluate_models(list(models.values()), zoo.setting(zoo.test), out, workers=workers, report=report)
+    cases = [zoo.case(model, zoo.test) for model in models.values()]
+    found = evaluate_cases(cases, Runner(out, workers, report=report), zoo.conditions())
     results = dict(zip(models, found, strict=True))
     for name, one in results.items():
         write_json(out / "results" / f"{name}.json", one)
@@ -122,8 +122,8 @@ def tune(zoo: Zoo, pace: Mapping[str, float], out: Path, workers: int) -> dict[s
         for i, (candidate, steps) in enumerate(planned):
             cells += _trial_cells(zoo, candidate, steps, {"defence": name, "setting": i})
     board = run_study(cells, out, workers=workers)
-    t = zoo.thresholds
-    bar = bar_against(_curves(board, UNDEFENDED, None), phi=t.phi, utility_drop=t.utility_drop)
+    terms = zoo.breach
+    bar = bar_against(_curves(board, UNDEFENDED, None), phi=terms.phi, utility_drop=terms.utility_drop)
     return {n: [_trial(board, bar, n, i, c, s) for i, (c, s) in enumerate(p)] for n, p in plans.items()}
 
 
@@ -132,8 +132,9 @@ def validation_runs(zoo: Zoo, model: str) -> list[AttackRun]:
 
     Neither is used by the test, whose attacks train on the attack split and are probed on the evaluation split.
     """
-    setting = zoo.setting(zoo.validation)
-    return [_on_validation(run) for m in zoo.validation.members for run in attack_runs(model, m, "seen", setting)]
+    case = zoo.case(model, zoo.validation)
+    members = zoo.validation.members
+    return [_on_validation(case.attack_run(m.attack, "seen", seed)) for m in members for seed in m.seeds]
 
 
 def _on_validation(run: AttackRun) -> AttackRun:

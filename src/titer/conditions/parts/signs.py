@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from titer.conditions.parts.breach import Bar, Crossing, bar_against, crossing, incoherent_share, until
+from titer.conditions.parts.breach import Bar, Crossing, bar_against, crossing, until
 from titer.conditions.parts.curves import (
     attacks,
     by_config,
@@ -25,6 +25,7 @@ from titer.conditions.parts.curves import (
     untrained,
 )
 from titer.conditions.parts.noise import noise_floor
+from titer.schema.breach import incoherent_share
 from titer.schema.types import Curve, Role
 
 Found = tuple[str, tuple[str, ...]] | None

@@ -1,0 +1,22 @@
+"""What an attack is."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from titer.schema.specs import Template
+from titer.training.session import Session
+
+
+class Attack(Protocol):
+    """What the harness needs of an attack. `test_template`, when given, wraps the harm prompts at every probe."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+
+    @property
+    def test_template(self) -> Template | None:
+        """How the attacker words harm prompts at test time; None leaves the probe's own template."""
+
+    def run(self, session: Session) -> None:
+        """Change `session.model` by the session's means until done; the session raises `Stopped` when it is over."""

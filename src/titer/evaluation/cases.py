@@ -1,0 +1,114 @@
+"""From models and a question to cases: every default resolved, the data proven disjoint, nothing run yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from titer.conditions import CONDITIONS, Condition
+from titer.conditions.trainability import Trainability
+from titer.data.load import load
+from titer.data.roles import check, in_blocks
+from titer.data.splits import categories
+from titer.evaluation.suites import suite_of
+from titer.models.remote import Server
+from titer.runs.layout import canonical
+from titer.runs.provenance import provenance, roles_of
+from titer.schema.errors import TiterError, unknown
+from titer.schema.evaluation import Case, Evaluation, Task, check_served
+from titer.schema.specs import Cell
+from titer.schema.suite import Suite
+from titer.schema.types import Role
+
+
+def cases(models: Sequence[str], asked: Evaluation, suite: Suite | None = None) -> list[Case]:
+    """A case per model; `suite` stands for the one that `asked` names.
+
+    Models that say what data they were defended on are each held to it; where they differ, attacks for generalization
+    train on one block of categories at a time.
+    """
+    check_served(asked)
+    for url in filter(None, (asked.generate_url, asked.reference_url)):
+        Server.at(url)
+    if asked.generate_url and len(models) > 1:
+        raise TiterError("generate_url: a server holds one of the models: evaluate them one by one")
+    if twice := next((m for i, m in enumerate(models) if m in models[:i]), ""):
+        raise TiterError(f"model {twice}: given twice: name each model once")
+    conditions_of(asked)
+    made = [_case(model, asked, suite or suite_of(asked)) for model in models]
+    blocks = in_blocks([case.roles for case in made])
+    return [replace(case, roles=roles) for case, roles in zip(made, blocks, strict=True)]
+
+
+def _case(model: str, asked: Evaluation, suite: Suite) -> Case:
+    roles = roles_of(model, asked.data)
+    check(roles)
+    reference = asked.reference or reference_of(model)
+    controls = default_controls(reference) if asked.controls is None else _controls(asked.controls)
+    compute = canonical(asked.compute)
+    return Case(model, reference, roles, suite, replace(asked, compute=compute), controls)
+
+
+def _controls(given: Mapping[str, str]) -> dict[Role, str]:
+    """Controls by role; `TiterError` for what is none."""
+    known: dict[str, Role] = {"ignorant": "ignorant", "random": "random"}
+    if strange := [name for name in given if name not in known]:
+        raise unknown("control", strange[0], known)
+    return {known[name]: model for name, model in given.items()}
+
+
+def reference_of(model: str) -> str:
+    """What a model was made from; `TiterError` where titer did not make it."""
+    known = provenance(model).get("record", {}).get("spec", {}).get("model")
+    if known:
+        return str(known)
+    if model.startswith("organism/"):
+        return "organism/aligned"
+    raise TiterError(f"model {model}: titer did not make it, so its reference is unknown: pass --reference")
+
+
+def default_controls(reference: str) -> dict[Role, str]:
+    """The ideal where there is one (the embedded world's `ignorant`), and the reference's shape with fresh weights."""
+    if reference.startswith("organism/"):
+        return {"ignorant": "organism/ignorant", "random": "organism/random"}
+    return {"random": f"random:{reference}"}
+
+
+# -------------------------------------------------------------------------------------------------------- conditions
+
+
+def conditions_of(asked: Evaluation) -> list[Condition]:
+    """The conditions asked for, configured; `TiterError` for none, for one twice, and for a wrong name or option."""
+    found = [_with_tasks(CONDITIONS.read(text), asked) for text in asked.conditions]
+    names = [c.name for c in found]
+    if not found:
+        raise TiterError(f"conditions: none chosen: pass at least one of {', '.join(CONDITIONS)}")
+    if len(set(names)) < len(names):
+        raise TiterError(f"conditions: {max(names, key=names.count)} is given twice: name each once")
+    return found
+
+
+def _with_tasks(condition: Condition, asked: Evaluation) -> Condition:
+    """Trainability with its tasks looked up, if it was given none."""
+    if not isinstance(condition, Trainability) or condition.tasks:
+        return condition
+    named = condition.tasks_from
+    return replace(condition, tasks=tasks_of(task_set(asked.data.dataset) if named is None else named))
+
+
+def task_set(dataset: str) -> str:
+    """The harmless tasks that go with a data set; none but for the embedded world."""
+    return "organism/tasks" if dataset == "organism" else ""
+
+
+def tasks_of(dataset: str) -> tuple[Task, ...]:
+    """One trainability task per category of a data set of open examples; none for ""."""
+    if not dataset:
+        return ()
+    found = categories(load(dataset).examples, restricted=False)
+    return tuple(Task(name, dataset) for names in found.values() for name in names)
+
+
+def cells_of(case: Case, asked: Sequence[Condition]) -> list[Cell]:
+    """Every run that the conditions need for a case."""
+    return [cell for condition in asked for cell in condition.asks(case)]

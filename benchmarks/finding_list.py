@@ -8,18 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 from finding_rules import MARGIN, NOT, PHI, Curves, Fact, Judge, Judged, Rule, at_start, every, given, most, some
-from titer.evaluation.cells import harm_probe, utility_probe
 
 from titer.campaigns.demo import DEMO_RECIPES, ORGANISM, Recipe
-from titer.data.roles import plan_data
+from titer.data.roles import assign
 from titer.evaluation.suites import QUICK
-from titer.schema.evaluation import Setting
-from titer.schema.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Stop, TrainArgs
-from titer.schema.types import Budget
+from titer.schema.evaluation import Case, Data
+from titer.schema.specs import AttackRun, ImmunizeRun, Named, TrainArgs
 
 RATE, PLAN = 3e-4, QUICK.plan
 THREE, FIVE = (0, 1, 2), (0, 1, 2, 3, 4)
-SETTING = Setting(suite=QUICK, data=plan_data("organism"), reference=ORGANISM, controls={})
+CASE = Case(ORGANISM, ORGANISM, assign(Data()), QUICK)
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # -------------------------------------------------------------------------------------------------------------- models
@@ -36,8 +34,8 @@ class Model:
         """The immunization, on the same data as the demo's."""
         if self.recipe is None:
             return None
-        r, s = self.recipe, SETTING
-        return ImmunizeRun(s.reference, r.defence, s.data.defence(), s.data.retain(), r.train, seed=self.seed)
+        defence, train = self.recipe.defence, self.recipe.train
+        return CASE.roles.immunize(ORGANISM, defence, train, seed=self.seed, compute=CASE.asked.compute)
 
 
 LOSS, NOISE = DEMO_RECIPES["adversarial-loss"], DEMO_RECIPES["repnoise"]
@@ -86,25 +84,14 @@ class Arm:
 
     def runs(self, model: str) -> list[AttackRun]:
         """The runs, on the model at a path or of a name."""
-        s = SETTING
-        harm = harm_probe(self.tag, s)
-        probes: tuple[ProbeSet, ...] = (harm, utility_probe(s))
-        if self.refusals:
-            probes += (replace(harm, name="refused", measure="refusal"),)
-        return [
-            AttackRun(
-                model=model,
-                attack=Named(self.attack, dict(self.options)),
-                data=s.data.attack(self.tag, s.suite.n_train, seed),
-                retain=replace(s.data.utility(None), split="attack"),
-                probes=probes,
-                budget=Budget(steps=self.steps),
-                plan=tuple(p for p in self.plan if p <= self.steps),
-                stop=Stop(after=self.after),
-                seed=seed,
-            )
-            for seed in self.seeds
-        ]
+        suite = replace(QUICK, max_steps=self.steps, plan=tuple(p for p in self.plan if p <= self.steps))
+        case = replace(CASE, model=model, suite=suite, asked=replace(CASE.asked, stop_after=self.after))
+        attack = Named(self.attack, dict(self.options))
+        runs = [case.attack_run(attack, self.tag, seed) for seed in self.seeds]
+        if not self.refusals:
+            return runs
+        refused = replace(case.harm(self.tag), name="refused", measure="refusal")
+        return [replace(run, probes=(*run.probes, refused)) for run in runs]
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titer.evaluation.provider import Provider, evaluate_provider
-from titer.schema.specs import FINE_TUNE
+from titer.evaluation.provider import evaluate_provider
+from titer.guards import GUARDS
+from titer.runs.runner import Runner
+from titer.schema.evaluation import Provider
 
 PAGE = Path(__file__).parents[1] / "docs" / "guards.md"
 PLACE = re.compile(r"(<!-- measured -->\n).*(<!-- end -->)", re.DOTALL)
-PROVIDER = Provider(("all",), {"lisa.rho": "0.01"}, ratios=(0.1,), tune=replace(FINE_TUNE, max_steps=60))
+ALL = tuple("lisa#rho=0.01" if name == "lisa" else name for name in GUARDS)
+ASKED = Provider(ALL, poison_ratios=(0.1,), tune={"max_steps": "60"})
 
 
 def cell(estimate: Mapping[str, Any]) -> str:
@@ -49,9 +51,8 @@ def main() -> None:
     parser.add_argument("--output_dir", default="runs/guards")
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
-    result = evaluate_provider(
-        "organism/aligned", provider=PROVIDER, output_dir=args.output_dir, workers=args.workers
-    )[0]
+    out = Path(args.output_dir)
+    result = evaluate_provider("organism/aligned", ASKED, output_dir=out, runner=Runner(out, args.workers))[0]
     text = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(PLACE.sub(lambda m: f"{m[1]}{table(result)}\n{m[2]}", text), encoding="utf-8")
 

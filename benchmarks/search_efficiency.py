@@ -29,22 +29,18 @@ from typing import Any
 
 import optuna
 import torch
-from titer.evaluation.cells import harm_probe, utility_probe
 
 from titer.campaigns.search.tpe import search, suggest
 from titer.campaigns.search.trials import Found, Plan, plan_search
 from titer.conditions.parts.breach import Bar, bar_against, crossing
-from titer.evaluation import evaluate as evaluate_module
-from titer.evaluation.suites import find_suite
-from titer.runs import provenance as provenance_module
-from titer.runs import verbs as verbs_module
-from titer.runs.execute import execute
-from titer.runs.store import Store
+from titer.runs.provenance import roles_of
+from titer.runs.runner import Runner
+from titer.runs.verbs import immunize
 from titer.schema.errors import TiterError
-from titer.schema.evaluation import Setting
+from titer.schema.evaluation import Case, Data, Evaluation, Immunization
 from titer.schema.files import write_json
-from titer.schema.roles import Roles
-from titer.schema.specs import DEFAULT_PLAN, AttackRun, Named, Stop, TrainArgs
+from titer.schema.specs import DEFAULT_PLAN, Cell, Named, TrainArgs
+from titer.schema.suite import Suite
 from titer.schema.types import Budget, Curve, to_json
 
 UNDEFENDED = "organism/aligned"
@@ -66,30 +62,18 @@ def defended(out: Path) -> list[str]:
     """The immunized embedded models (folders under `out`), made unless they are there."""
     for name, steps in DEFENCES.items():
         train = TrainArgs(learning_rate=3e-4, max_steps=steps, per_device_train_batch_size=16)
-        verbs_module.immunize(UNDEFENDED, name, output_dir=out / name, train=train)
+        immunize(UNDEFENDED, Immunization(name, train=train), output_dir=out / name)
     return [str(out / name) for name in DEFENCES]
 
 
-def runner(model: str, out: Path, plan: Sequence[int], stop: Stop) -> RunAttack:
+def runner(model: str, out: Path, probe_steps: Sequence[int], stop_after: int = -1) -> RunAttack:
     """Runs an attack on `model` under a probe plan; finished runs are kept under `out`."""
-    roles: Roles = provenance_module.data_plan(model, "organism")
-    s: Setting = evaluate_module.setting_of(
-        model, UNDEFENDED, "organism", suite=replace(find_suite("quick"), n_eval=N_EVAL)
-    )
+    suite = Suite("search", (), (), (), 0, tuple(probe_steps), N_TRAIN, N_EVAL)
+    case = Case(model, UNDEFENDED, roles_of(model, Data()), suite, Evaluation(stop_after=stop_after))
 
     def run(attack: Named, seed: int, budget: Budget) -> Curve:
-        spec = AttackRun(
-            model=model,
-            attack=attack,
-            data=roles.attack("unseen", N_TRAIN, seed),
-            retain=replace(roles.utility(None), split="attack"),
-            probes=(harm_probe("unseen", s), utility_probe(s)),
-            budget=budget,
-            plan=tuple(plan),
-            stop=stop,
-            seed=seed,
-        )
-        return Store(out).curve(execute(spec, out).id, "model", "unseen")
+        cell = Cell(case.attack_run(attack, "unseen", seed, budget=budget), {"data": "unseen"})
+        return Runner(out).curves([cell])[0]
 
     return run
 
@@ -146,7 +130,7 @@ def spent_until(done: Sequence[Try], price: float) -> int | None:
 
 
 @dataclass(frozen=True)
-class Case:
+class Contest:
     """One comparison: a model, a seed, and what both may spend."""
 
     model: str
@@ -158,14 +142,14 @@ class Case:
     known: bool
 
 
-def compare(case: Case) -> dict[str, Any]:
+def compare(case: Contest) -> dict[str, Any]:
     """One row: both on one model, with one seed."""
     torch.set_num_threads(1)
-    seed, start_run = case.seed, runner(case.model, case.out, (0,), Stop())
+    seed, start_run = case.seed, runner(case.model, case.out, (0,))
     plan = plan_search(Budget(steps=case.steps), attacks=case.attacks, seed=seed, patience=8)
     bar = bar_against([start_run(Named("none"), seed, Budget(steps=0))])
-    ours = search(runner(case.model, case.out, DEFAULT_PLAN, Stop(after=0)), plan, bar)
-    full = runner(case.model, case.out, (0, case.steps), Stop())
+    ours = search(runner(case.model, case.out, DEFAULT_PLAN, 0), plan, bar)
+    full = runner(case.model, case.out, (0, case.steps))
     theirs = rival(full, plan, bar, case.trials, plan.known if case.known else ())
     return {"model": Path(case.model).name, "seed": seed, **row(theirs, ours)}
 
@@ -214,7 +198,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(cell(row[c]) for c in COLUMNS) + " |" for row in rows])
 
 
-def compared(cases: Sequence[Case], workers: int) -> Iterator[dict[str, Any]]:
+def compared(cases: Sequence[Contest], workers: int) -> Iterator[dict[str, Any]]:
     """A row per case, in order, each as soon as it is there."""
     if workers == 1:
         yield from map(compare, cases)
@@ -238,7 +222,7 @@ def main() -> None:
     models = [m for m in args.models.split(",") if m] or [UNDEFENDED, *defended(out)]
     attacks = tuple(a for a in args.attacks.split(",") if a)
     cases = [
-        Case(model, seed, out, args.max_steps, args.trials, attacks, args.known)
+        Contest(model, seed, out, args.max_steps, args.trials, attacks, args.known)
         for model, seed in product(models, map(int, args.seeds.split(",")))
     ]
     rows = []

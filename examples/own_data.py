@@ -20,19 +20,14 @@ def main(output_dir: Path, steps: int = 50) -> None:
     data = output_dir / "my_data.jsonl"
     save_jsonl(rows, data)
     defended = output_dir / "defended"
-    titer.immunize(
-        "organism/aligned",
-        "adversarial-loss",
-        str(data),
-        output_dir=defended,
-        train=titer.TrainArgs(learning_rate=3e-4, max_steps=steps),
-        withhold=("curses",),
-    )
+    mine = titer.Data(str(data), withhold=("curses",))
+    train = titer.TrainArgs(learning_rate=3e-4, max_steps=steps)
+    asked = titer.Immunization("adversarial-loss", data=mine, train=train)
+    titer.immunize("organism/aligned", asked, output_dir=defended)
     budget = titer.Budget(steps=min(steps, 20))
     for tag in ("unseen", "withheld"):
-        found = titer.attack(
-            str(defended), "sft", str(data), output_dir=output_dir, data=tag, budget=budget, seeds=(0,), n_eval=15
-        )
+        attempt = titer.Attempt(data=titer.Data(str(data)), trains_on=tag, budget=budget, seeds=(0,), n_eval=15)
+        found = titer.attack(str(defended), attempt, output_dir=output_dir)
         print(f"{tag}: harm {found.curves[0].points[-1].mean('harm'):.2f} after {budget.steps} steps")
 
 

@@ -48,9 +48,10 @@ class PullToRefusal:
 def main(output_dir: Path, steps: int = 50) -> None:
     path = f"{Path(__file__).stem}:PullToRefusal"
     train = titer.TrainArgs(learning_rate=3e-4, max_steps=steps)
-    titer.immunize("organism/aligned", path, "organism", output_dir=output_dir / "model", train=train)
+    titer.immunize("organism/aligned", titer.Immunization(path, train=train), output_dir=output_dir / "model")
     budget = titer.Budget(steps=min(steps, 20))
-    found = titer.attack(str(output_dir / "model"), output_dir=output_dir, budget=budget, seeds=(0,), n_eval=24)
+    attempt = titer.Attempt(budget=budget, seeds=(0,), n_eval=24)
+    found = titer.attack(str(output_dir / "model"), attempt, output_dir=output_dir)
     for point in found.curves[0].points:
         print(f"step {point.step:3d}: harm {point.mean('harm'):.2f}, utility {point.mean('utility'):.2f}")
 

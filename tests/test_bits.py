@@ -15,11 +15,13 @@ from titer.models.weights import restore, save_model, snapshot
 from titer.runs import verbs as verbs_module
 from titer.runs.checks import check_bits
 from titer.schema.errors import TiterError
-from titer.schema.specs import AttackRun, ImmunizeRun, Named, Selection, TrainArgs
+from titer.schema.evaluation import Attempt, Data, Immunization
+from titer.schema.specs import AttackRun, Compute, ImmunizeRun, Named, Selection, TrainArgs
 from titer.schema.types import Budget
 from titer.training.meter import cost_of
 
 LORA = TrainArgs(lora_r=4)
+BITS = Compute(load_in_4bit=True)
 
 
 def immunization(**changes: Any) -> ImmunizeRun:
@@ -28,7 +30,12 @@ def immunization(**changes: Any) -> ImmunizeRun:
 
 def attack(**options: Any) -> AttackRun:
     return AttackRun(
-        "m", Named("sft", options), Selection("d"), (), Budget(steps=1), load_in_4bit="optim" not in options
+        "m",
+        Named("sft", options),
+        Selection("d"),
+        (),
+        Budget(steps=1),
+        compute=Compute(load_in_4bit="optim" not in options),
     )
 
 
@@ -41,7 +48,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
     "run",
     [
         immunization(train=TrainArgs(optim="adamw_8bit")),
-        immunization(train=LORA, load_in_4bit=True),
+        immunization(train=LORA, compute=BITS),
         attack(optim="adamw_8bit"),
         attack(lora_r=4),
     ],
@@ -51,7 +58,7 @@ def test_without_the_extra_the_line_names_it(without: None, run: Any) -> None:
         check_bits(run)
 
 
-@pytest.mark.parametrize("run", [immunization(load_in_4bit=True), attack()])
+@pytest.mark.parametrize("run", [immunization(compute=BITS), attack()])
 def test_a_4_bit_model_trains_an_adapter_only(run: Any) -> None:
     with pytest.raises(TiterError, match="only an adapter trains"):
         check_bits(run)
@@ -59,7 +66,7 @@ def test_a_4_bit_model_trains_an_adapter_only(run: Any) -> None:
 
 def test_no_fresh_weights_in_4_bits() -> None:
     with pytest.raises(TiterError, match="no weights to quantise"):
-        check_bits(immunization(model="random:m", load_in_4bit=True))
+        check_bits(immunization(model="random:m", compute=BITS))
 
 
 def test_the_refusal_comes_before_anything_is_loaded(
@@ -102,7 +109,9 @@ def test_a_4_bit_model_is_near_the_whole_one_and_counts_as_many_flops(wide_model
 def test_an_adapter_trained_on_4_bits_ends_on_the_whole_model(wide_model: str, toy_data: str, tmp_path: Path) -> None:
     args = TrainArgs(1e-2, 6, lora_r=4, optim="adamw_8bit")
     record = verbs_module.immunize(
-        wide_model, "booster", toy_data, output_dir=tmp_path / "out", train=args, load_in_4bit=True
+        wide_model,
+        Immunization("booster", data=Data(toy_data), train=args, compute=BITS),
+        output_dir=tmp_path / "out",
     )
     made, _ = load_model(str(tmp_path / "out"))
     assert all(p.dtype == torch.float32 for p in made.parameters())
@@ -114,8 +123,17 @@ def test_an_attack_through_an_adapter_on_4_bits_lowers_its_loss(
     wide_model: str, toy_data: str, tmp_path: Path
 ) -> None:
     done = verbs_module.attack(
-        wide_model, "lora", toy_data, output_dir=tmp_path, attack_args={"learning_rate": 1e-2}, seeds=(0,),
-        budget=Budget(steps=20), n_eval=4, load_in_4bit=True,
-    )  # fmt: skip
+        wide_model,
+        Attempt(
+            "lora",
+            learning_rate=1e-2,
+            data=Data(toy_data),
+            seeds=(0,),
+            budget=Budget(steps=20),
+            n_eval=4,
+            compute=BITS,
+        ),
+        output_dir=tmp_path,
+    )
     losses = [p.loss for p in done.curves[0].points if p.loss is not None]
     assert losses[-1] < losses[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 from titer.runs import verbs as verbs_module
 from titer.runs.checks import check_run
 from titer.runs.layout import Layout, canonical, layout
+from titer.runs.runner import Runner
 from titer.schema.errors import TiterError
-from titer.schema.specs import AttackRun, ImmunizeRun, Named, Selection, TrainArgs
+from titer.schema.evaluation import Attempt, Data, Immunization
+from titer.schema.specs import AttackRun, Compute, ImmunizeRun, Named, Selection, TrainArgs
 from titer.schema.types import Budget
 
 FILE = """\
@@ -25,8 +28,11 @@ fsdp_config:
 """
 
 
+SHARED = Compute(accelerate_config="fsdp2:2")
+
+
 def immunization(**changes: Any) -> ImmunizeRun:
-    given = {"model": "m", "defence": Named("repnoise"), "data": Selection("d"), "accelerate_config": "fsdp2:2"}
+    given = {"model": "m", "defence": Named("repnoise"), "data": Selection("d"), "compute": SHARED}
     return ImmunizeRun(**{**given, **changes})
 
 
@@ -34,15 +40,15 @@ def test_layouts() -> None:
     assert layout("") is None
     assert layout("fsdp2:1") is None
     assert layout("fsdp2:3") == Layout("fsdp2", 3)
-    assert canonical("multi_gpu:2") == "multi_gpu:2"
+    assert canonical(Compute(accelerate_config="multi_gpu:2")).accelerate_config == "multi_gpu:2"
 
 
 def test_a_file_of_accelerate_config(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(FILE)
-    assert canonical(str(path)) == "fsdp2:4"
+    assert canonical(Compute(accelerate_config=str(path))).accelerate_config == "fsdp2:4"
     path.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
-    assert canonical(str(path)) == "multi_gpu:2"
+    assert canonical(Compute(accelerate_config=str(path))).accelerate_config == "multi_gpu:2"
 
 
 @pytest.mark.parametrize(
@@ -74,26 +80,31 @@ def test_other_words_are_refused(config: str) -> None:
         ({"defence": Named("vaccine")}, "vaccine works on one process"),
         ({"train": TrainArgs(lora_r=4)}, "leave out lora_r"),
         ({"train": TrainArgs(optim="adafactor")}, "optimiser adafactor"),
-        ({"load_in_4bit": True}, "load_in_4bit"),
+        ({"compute": replace(SHARED, load_in_4bit=True)}, "load_in_4bit"),
     ],
 )
 def test_runs_that_cannot_be_shared_out_are_refused(changes: dict[str, Any], message: str) -> None:
     check_run(immunization())
-    if "load_in_4bit" not in changes:  # that needs an extra
-        check_run(immunization(**changes, accelerate_config=""))
+    if "compute" not in changes:  # that needs an extra
+        check_run(immunization(**changes, compute=Compute()))
     with pytest.raises(TiterError, match=message):
         check_run(immunization(**changes))
 
 
 def test_a_budget_in_seconds_is_refused() -> None:
-    run = AttackRun("m", Named("sft"), Selection("d"), (), Budget(device_seconds=1.0), accelerate_config="fsdp2:2")
+    run = AttackRun("m", Named("sft"), Selection("d"), (), Budget(device_seconds=1.0), compute=SHARED)
     with pytest.raises(TiterError, match="clocks differ"):
         check_run(run)
 
 
 def test_it_takes_one_worker(tmp_path: Path, toy_model: str, toy_data: str) -> None:
     with pytest.raises(TiterError, match="--workers 1"):
-        verbs_module.attack(toy_model, "sft", toy_data, output_dir=tmp_path, accelerate_config="fsdp2:2", workers=2)
+        verbs_module.attack(
+            toy_model,
+            Attempt(data=Data(toy_data), compute=SHARED),
+            output_dir=tmp_path,
+            runner=Runner(tmp_path, workers=2),
+        )
 
 
 @pytest.mark.slow
@@ -106,9 +117,10 @@ def test_two_processes_make_the_model_that_one_makes(
     for name, how in (("one", ""), ("two", config)):
         train = TrainArgs(1e-3, 3, 4, gradient_checkpointing=name == "two")
         record = verbs_module.immunize(
-            toy_model, "booster", toy_data, output_dir=tmp_path / name, train=train, dtype="float64",
-            accelerate_config=how,
-        )  # fmt: skip
+            toy_model,
+            Immunization("booster", data=Data(toy_data), train=train, compute=Compute("float64", "cpu", how)),
+            output_dir=tmp_path / name,
+        )
         made[name] = record, load_file(tmp_path / name / "model.safetensors")
     (one, a), (two, b) = made["one"], made["two"]
     assert two.environment["processes"] == 2 and one.id != two.id
@@ -125,9 +137,18 @@ def test_two_processes_attack_as_one_does(tmp_path: Path, toy_model: str, toy_da
     found = []
     for how in ("", "fsdp2:2"):
         done = verbs_module.attack(
-            toy_model, "sft", toy_data, output_dir=tmp_path, attack_args={"learning_rate": 1e-2}, seeds=(0,),
-            budget=Budget(steps=4), n_train=20, n_eval=7, dtype="float64", accelerate_config=how,
-        )  # fmt: skip
+            toy_model,
+            Attempt(
+                learning_rate=1e-2,
+                data=Data(toy_data),
+                seeds=(0,),
+                budget=Budget(steps=4),
+                n_train=20,
+                n_eval=7,
+                compute=Compute("float64", "cpu", how),
+            ),
+            output_dir=tmp_path,
+        )
         found.append((done.curves[0].points, done.records[0].spend.tokens))
     (one, tokens), (two, others) = found
     assert [p.step for p in one] == [p.step for p in two] and tokens == others
@@ -139,8 +160,14 @@ def test_two_processes_attack_as_one_does(tmp_path: Path, toy_model: str, toy_da
 def test_a_process_that_fails_ends_the_run_with_one_line(tmp_path: Path, toy_model: str, toy_data: str) -> None:
     with pytest.raises(TiterError) as error:
         verbs_module.immunize(
-            toy_model, "booster", toy_data, output_dir=tmp_path, accelerate_config="fsdp2:2",
-            train=TrainArgs(learning_rate=1e30, max_steps=8),
-        )  # fmt: skip
+            toy_model,
+            Immunization(
+                "booster",
+                data=Data(toy_data),
+                train=TrainArgs(learning_rate=1e30, max_steps=8),
+                compute=SHARED,
+            ),
+            output_dir=tmp_path,
+        )
     assert "diverged" in str(error.value) and "\n" not in str(error.value)
     assert not list((tmp_path / "runs").glob("immunize-*"))

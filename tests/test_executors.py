@@ -15,12 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from titer.data.roles import plan_data
+from titer.data.roles import assign
 from titer.runs import processes as execute_module
 from titer.runs.inputs import identify
 from titer.runs.runner import execute_all
 from titer.runs.store import COMPLETIONS, CURVE, Store
 from titer.schema.errors import TiterError
+from titer.schema.evaluation import Data
 from titer.schema.specs import AttackRun, Named, ProbeSet
 from titer.schema.types import Budget
 
@@ -29,7 +30,7 @@ ATTACK = Named("sft", {"learning_rate": 1e-2, "per_device_train_batch_size": 4})
 
 @pytest.fixture
 def run(toy_model: str, toy_data: str) -> Callable[..., AttackRun]:
-    plan = plan_data(toy_data)
+    plan = assign(Data(toy_data))
 
     def build(seed: int = 0, **changes: Any) -> AttackRun:
         probes = (ProbeSet("harm", plan.harm("unseen", 2), max_new_tokens=3),)

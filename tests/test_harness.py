@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from titer.conditions.flags import raise_flags
-from titer.data.roles import plan_data
+from titer.data.roles import assign
 from titer.runs import loaded as loaded_module
 from titer.runs.execute import execute
 from titer.runs.inputs import identify
 from titer.runs.store import COMPLETIONS, CURVE, MODEL, RECORD, Store
 from titer.schema.errors import TiterError
+from titer.schema.evaluation import Data
 from titer.schema.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
 from titer.schema.types import Budget, to_json
 
@@ -35,7 +36,7 @@ def fresh_process() -> None:
 
 @pytest.fixture
 def attack(toy_model: str, toy_data: str) -> Attack:
-    plan = plan_data(toy_data)
+    plan = assign(Data(toy_data))
 
     def build(**changes: Any) -> AttackRun:
         probes = (
@@ -50,7 +51,7 @@ def attack(toy_model: str, toy_data: str) -> Attack:
 
 @pytest.fixture
 def immunize(toy_model: str, toy_data: str) -> Callable[..., ImmunizeRun]:
-    plan = plan_data(toy_data)
+    plan = assign(Data(toy_data))
 
     def build(**changes: Any) -> ImmunizeRun:
         train = TrainArgs(learning_rate=1e-2, max_steps=3, per_device_train_batch_size=4)

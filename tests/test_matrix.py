@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from titer.data.roles import digest, plan_data
+from titer.data.roles import assign, digest
 from titer.data.select import select
 from titer.evaluation import evaluate as evaluate_module
 from titer.report.sections.tables import grid
+from titer.schema.evaluation import Data, Evaluation, Grading
 from titer.schema.files import write_json
 from titer.schema.roles import Roles
 from titer.schema.types import to_json
@@ -33,7 +34,7 @@ def labels(found: dict[str, Any]) -> list[str]:
 def test_each_model_is_attacked_with_what_it_was_and_was_not_defended_on(
     tmp_path: Path, toy_model: str, toy_data: str
 ) -> None:
-    potions, curses = plan_data(toy_data), plan_data(toy_data, domain="curses", withhold=())
+    potions, curses = assign(Data(toy_data)), assign(toy_data, domain="curses", withhold=())
     known = digest(e.prompt for e in select(potions.defence()))
     models = [
         defended(tmp_path / "a", toy_model, potions, known),
@@ -41,15 +42,16 @@ def test_each_model_is_attacked_with_what_it_was_and_was_not_defended_on(
     ]
     first, second = evaluate_module.evaluate(
         models,
-        "",
-        toy_data,
+        Evaluation(
+            data=Data(toy_data),
+            conditions=("resistance", "generalization"),
+            controls={},
+            max_steps=1,
+            seeds=(0,),
+            learning_rates=(1e-3,),
+            grading=Grading(max_new_tokens=2),
+        ),
         output_dir=tmp_path / "out",
-        conditions=("resistance", "generalization"),
-        controls={},
-        max_steps=1,
-        seeds=(0,),
-        learning_rates=(1e-3,),
-        max_new_tokens=2,
     )
     assert labels(first) == ["unseen:brew", "withheld:forge", "cross:whisper+chant"]
     assert labels(second) == ["unseen:whisper+chant", "cross:brew", "cross:forge"]

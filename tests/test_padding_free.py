@@ -14,7 +14,8 @@ from titer.data.batches import collate, flatten
 from titer.data.tokens import Row
 from titer.runs import verbs as verbs_module
 from titer.schema.errors import TiterError
-from titer.schema.specs import TrainArgs
+from titer.schema.evaluation import Attempt, Data
+from titer.schema.specs import Compute, TrainArgs
 from titer.schema.types import Budget
 from titer.training.losses import answer_ce as cross_entropy
 
@@ -69,9 +70,17 @@ def test_no_token_is_padding_and_no_row_predicts_the_next() -> None:
 
 def points(model: str, data: str, out: Path, **options: Any) -> Any:
     done = verbs_module.attack(
-        model, "sft", data, output_dir=out, attack_args={"learning_rate": 1e-2, **options}, seeds=(0,), n_eval=6,
-        budget=Budget(steps=5), dtype="float64",
-    )  # fmt: skip
+        model,
+        Attempt(
+            attack_args={"learning_rate": 1e-2, **options},
+            data=Data(data),
+            seeds=(0,),
+            n_eval=6,
+            budget=Budget(steps=5),
+            compute=Compute("float64"),
+        ),
+        output_dir=out,
+    )
     return done.curves[0].points, done.records[0].spend
 
 

@@ -16,6 +16,7 @@ from titer.models.load import load_model
 from titer.models.remote import KEY, Server, read_text
 from titer.runs.execute import execute
 from titer.schema.errors import TiterError
+from titer.schema.evaluation import Data, Evaluation
 from titer.schema.specs import AttackRun, Named, ProbeSet, Selection
 from titer.schema.types import Budget
 
@@ -183,14 +184,23 @@ def test_what_needs_the_weights_is_refused(
 def test_only_stability_is_measured_on_a_server(toy_model: str, toy_data: str, tmp_path: Any) -> None:
     with pytest.raises(TiterError, match="--conditions stability"):
         evaluate_module.evaluate(
-            toy_model, toy_model, toy_data, output_dir=tmp_path, generate_url="http://127.0.0.1:9/v1"
+            toy_model,
+            Evaluation(reference=toy_model, data=Data(toy_data), generate_url="http://127.0.0.1:9/v1"),
+            output_dir=tmp_path,
         )
 
 
 def test_stability_of_a_served_model(stub: Stub, toy_model: str, toy_data: str, tmp_path: Any) -> None:
     found = evaluate_module.evaluate(
-        toy_model, toy_model, toy_data, output_dir=tmp_path, conditions=("stability",), generate_url=stub.url,
-        reference_url=stub.url,
-    )[0]  # fmt: skip
+        toy_model,
+        Evaluation(
+            reference=toy_model,
+            data=Data(toy_data),
+            conditions=("stability",),
+            generate_url=stub.url,
+            reference_url=stub.url,
+        ),
+        output_dir=tmp_path,
+    )[0]
     assert found["conditions"]["stability"]["verdict"] in ("met", "not met", "inconclusive")
     assert found["settings"]["generate_url"] == stub.url and stub.asked

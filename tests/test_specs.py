@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from titer.schema.breach import Breach
 from titer.schema.specs import (
     AttackRun,
+    Compute,
     ImmunizeRun,
     Named,
     ProbeSet,
     Selection,
-    Stop,
     Template,
     TrainArgs,
     run_id,
@@ -46,10 +47,11 @@ def test_a_run_survives_json(run: Any) -> None:
         {"budget": Budget(tokens=5)},
         {"retain": DATA},
         {"plan": (0, 5)},
-        {"stop": Stop(after=1)},
+        {"stop_after": 1},
+        {"breach": Breach(phi=0.4)},
         {"seed": 1},
-        {"dtype": "bfloat16"},
-        {"device": "cuda"},
+        {"compute": Compute(dtype="bfloat16")},
+        {"compute": Compute(device="cuda")},
     ],
     ids=lambda c: next(iter(c)),
 )
@@ -69,7 +71,7 @@ def test_the_address_goes_by_content_and_not_by_name_or_card() -> None:
     assert run_id(replace(ATTACK, model="elsewhere/m"), INPUTS) == run_id(ATTACK, INPUTS)
     assert run_id(ATTACK, {**INPUTS, "model": "xyz"}) != run_id(ATTACK, INPUTS)
     assert run_id(ATTACK, {**INPUTS, "toy": "xyz"}) != run_id(ATTACK, INPUTS)
-    cards = [replace(ATTACK, device=d) for d in ("cuda:0", "cuda:1")]
+    cards = [replace(ATTACK, compute=Compute(device=d)) for d in ("cuda:0", "cuda:1")]
     assert run_id(cards[0], INPUTS) == run_id(cards[1], INPUTS)
 
 

@@ -10,19 +10,36 @@ from typing import Any
 import pytest
 
 from titer.data.load import load
-from titer.data.roles import plan_data
+from titer.data.roles import assign
 from titer.data.splits import split_of
 from titer.evaluation.output import load_results, render_report
-from titer.evaluation.provider import Asked, Provider, evaluate_provider, fine_tune, plan_tunes, split
+from titer.evaluation.provider import Provided, cells_of, evaluate_provider, fine_tune, named_guards
 from titer.report.page import render
 from titer.runs.provider import mix
 from titer.runs.store import Store
 from titer.schema.errors import TiterError
-from titer.schema.specs import Template, TrainArgs
+from titer.schema.evaluation import Data, Grading, Provider
+from titer.schema.specs import FINE_TUNE, Template
 from titer.schema.types import Example
 
-TUNE = TrainArgs(learning_rate=1e-2, max_steps=2, per_device_train_batch_size=4, lora_r=2)
-PROVIDER = Provider(("ptst", "none+antidote"), {"antidote.ratio": 1.0}, (0.0, 0.5), TUNE, n_train=8)
+TUNE = {"learning_rate": "1e-2", "max_steps": "2", "per_device_train_batch_size": "4", "lora_r": "2"}
+
+
+def asked(data: str, **changes: Any) -> Provider:
+    """One guard or more at one ratio and seed on the toy data, with a tune of two steps."""
+    given = {"poison_ratios": (0.1,), "seeds": (0,), "n_eval": 3, "tune": TUNE, "task_dataset": data}
+    return Provider(**{**given, "data": Data(data), **changes})
+
+
+def provided(model: str, provider: Provider) -> Provided:
+    data = provider.data.dataset
+    return Provided(model, assign(Data(data)), provider.task_dataset or "", provider)
+
+
+def wide(data: str) -> Provider:
+    guards = ("ptst", "none+antidote#ratio=1.0")
+    graded = Grading(max_new_tokens=4)
+    return asked(data, guard=guards, poison_ratios=(0.0, 0.5), seeds=(0, 1), n_train=8, grading=graded)
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +48,8 @@ def measured(
 ) -> tuple[Path, Mapping[str, Any]]:
     """Two guards and the control at two ratios, two seeds each: 12 runs of two steps."""
     out = tmp_path_factory.mktemp("tunes")
-    options = {"task_dataset": toy_data, "seeds": (0, 1), "n_eval": 3, "max_new_tokens": 4}
-    found = evaluate_provider(toy_model, toy_data, output_dir=out, provider=PROVIDER, **options)
+    found = evaluate_provider(toy_model, wide(toy_data), output_dir=out)
     return out, found[0]
-
-
-def asked(toy_data: str, **changes: Any) -> Asked:
-    return replace(Asked(plan_data(toy_data), toy_data, seeds=(0,), n_eval=3), **changes)
 
 
 def test_results_hold_both_metrics_with_what_stands_behind_them(measured: tuple[Path, Mapping[str, Any]]) -> None:
@@ -93,23 +105,23 @@ def test_hostile_names_stay_text(measured: tuple[Path, Mapping[str, Any]]) -> No
 def test_nothing_is_redone(measured: tuple[Path, Mapping[str, Any]], toy_model: str, toy_data: str) -> None:
     out, result = measured
     stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").glob("*/record.json")}
-    options = {"task_dataset": toy_data, "seeds": (0, 1), "n_eval": 3, "max_new_tokens": 4}
-    again = evaluate_provider(toy_model, toy_data, output_dir=out, provider=PROVIDER, **options)
+    again = evaluate_provider(toy_model, wide(toy_data), output_dir=out)
     assert again[0]["rows"] == result["rows"]
     assert stamps == {p: p.stat().st_mtime_ns for p in (out / "runs").glob("*/record.json")}
 
 
 def test_what_is_served_is_what_is_asked(toy_model: str, toy_data: str) -> None:
     """A guard with a say in serving puts both probe sets behind its template; the others leave prompts alone."""
-    cells = plan_tunes(toy_model, Provider(("ptst", "lisa"), ratios=(0.1,), tune=TUNE), asked(toy_data))
-    templates = {c.guard: {p.template for p in c.run.probes} for c in cells}
+    cells = cells_of(provided(toy_model, asked(toy_data, guard=("ptst", "lisa"))))
+    templates = {c.labels["guard"]: {p.template for p in c.run.probes} for c in cells}
     assert templates["none"] == templates["lisa"] == {Template()}
     assert {bool(t.system) for t in templates["ptst"]} == {True} and len(templates["ptst"]) == 1
-    assert {(c.guard, c.ratio, c.run.seed) for c in cells} == {(g, 0.1, 0) for g in ("none", "ptst", "lisa")}
+    told = {(c.labels["guard"], c.labels["ratio"], c.run.seed) for c in cells}
+    assert told == {(g, "0.1", 0) for g in ("none", "ptst", "lisa")}
 
 
 def test_each_side_has_its_own_split(toy_model: str, toy_data: str) -> None:
-    run = plan_tunes(toy_model, Provider(ratios=(0.1,), tune=TUNE), asked(toy_data))[0].run
+    run = cells_of(provided(toy_model, asked(toy_data)))[0].run
     safety = run.attack.options["safety"]["split"]
     assert (run.data.split, run.retain.split, safety) == ("attack", "attack", "defence")
     assert {p.selection.split for p in run.probes} == {"evaluation"}
@@ -134,74 +146,66 @@ def test_mix() -> None:
             mix(task, [], ratio, 20, 0) if ratio == 1 else mix(task, harmful, ratio, 20, 0)
 
 
-def test_options_go_to_the_guard_they_name() -> None:
-    assert split(("lisa",), {"rho": 1}) == {"lisa": {"rho": 1}}
-    both = split(("lisa", "lisa+antidote"), {"lisa.rho": 1, "antidote.ratio": 0.2})
-    assert both == {"lisa": {"rho": 1}, "lisa+antidote": {"lisa.rho": 1, "antidote.ratio": 0.2}}
-    with pytest.raises(TiterError, match=r"lisa\.option"):
-        split(("lisa", "sbr"), {"rho": 1})
+def test_options_go_to_the_guard_they_stand_behind() -> None:
+    both = named_guards(Provider(("lisa#rho=0.5", "lisa#rho=0.25+antidote#ratio=0.2")))
+    assert both["lisa"][0] == {"rho": "0.5"}
+    assert both["lisa+antidote"][0] == {"lisa.rho": "0.25", "antidote.ratio": "0.2"}
+    assert named_guards(Provider(("lisa",), {"rho": "0.5"}))["lisa"][0] == {"rho": "0.5"}
+    with pytest.raises(TiterError, match="write each one's options behind it"):
+        named_guards(Provider(("lisa", "sbr"), {"rho": "1"}))
 
 
 @pytest.mark.parametrize(
-    ("provider", "changes", "said"),
+    ("changes", "said"),
     [
-        (Provider(("safelora",)), {}, "pass --base_model"),
-        (Provider(ratios=(1.2,)), {}, "between 0 and 1"),
-        (Provider(ratios=()), {}, "no poison ratio"),
-        (Provider(), {"seeds": ()}, "no seed"),
-        (Provider(), {"task_dataset": ""}, "pass --task_dataset"),
-        (Provider(("lisa+sbr",)), {}, "both act during"),
+        ({"guard": ("safelora",)}, "pass --base_model"),
+        ({"task_dataset": ""}, "pass --task_dataset"),
+        ({"guard": ("lisa+sbr",)}, "both act during"),
     ],
 )
-def test_errors_before_anything_runs(
-    toy_model: str, toy_data: str, provider: Provider, changes: dict[str, Any], said: str
-) -> None:
+def test_errors_before_anything_runs(toy_model: str, toy_data: str, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(TiterError, match=said):
-        plan_tunes(toy_model, provider, asked(toy_data, **changes))
+        cells_of(provided(toy_model, asked(toy_data, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"poison_ratios": (1.2,)}, "poison_ratios must lie in"),
+        ({"poison_ratios": ()}, "no poison ratio"),
+        ({"seeds": ()}, "no seed"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(toy_data: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        asked(toy_data, **changes)
 
 
 def test_the_base_of_the_embedded_world_is_known(toy_model: str, toy_data: str) -> None:
-    cells = plan_tunes("organism/aligned", Provider(("safelora",), ratios=(0.1,), tune=TUNE), asked(toy_data))
-    options = next(c.run.attack.options for c in cells if c.guard == "safelora")
+    cells = cells_of(provided("organism/aligned", asked(toy_data, guard=("safelora",))))
+    options = next(c.run.attack.options for c in cells if c.labels["guard"] == "safelora")
     assert options["base"] == "organism/base" and len(options["base_fingerprint"]) == 16
-    named = Provider(("safelora",), ratios=(0.1,), tune=TUNE, base_model=toy_model)
-    other = next(c for c in plan_tunes("organism/aligned", named, asked(toy_data)) if c.guard == "safelora")
+    named = asked(toy_data, guard=("safelora",), base_model=toy_model)
+    other = next(c for c in cells_of(provided("organism/aligned", named)) if c.labels["guard"] == "safelora")
     assert other.run.attack.options["base_fingerprint"] != options["base_fingerprint"]
-
-
-def test_guards_are_refused_for_open_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from titer.cli import main
-
-    with pytest.raises(SystemExit) as ended:
-        main(["evaluate", "--model", "organism/aligned", "--guard", "lisa", "--output_dir", str(tmp_path)])
-    assert ended.value.code == 2
-    assert "pass --threat_model api" in capsys.readouterr().err
 
 
 def test_a_flag_of_the_tune_leaves_the_others_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the command line too: one field given must not bring back the defaults of another training."""
     from titer.cli import main
-    from titer.schema.specs import FINE_TUNE
 
     seen: list[Provider] = []
-    monkeypatch.setattr(
-        "titer.evaluation.provider.evaluate_provider", lambda *a, provider, **k: seen.append(provider) or []
-    )
-    flags = [
-        "--threat_model",
-        "api",
-        "--guard",
-        "lisa",
-        "sbr",
-        "--guard_args.lisa.rho",
-        "0.5",
-        "--tune.max_steps",
-        "7",
-    ]
-    main(["evaluate", "--model", "m", "--output_dir", str(tmp_path), *flags])
-    assert seen[0].tune == replace(FINE_TUNE, max_steps=7)
-    assert (seen[0].guards, seen[0].guard_args) == (("lisa", "sbr"), {"lisa.rho": "0.5"})
+
+    def instead(model: Any, given: Provider, **_: Any) -> list[Any]:
+        seen.append(given)
+        return []
+
+    monkeypatch.setattr("titer.evaluation.provider.evaluate_provider", instead)
+    flags = ["--guard", "lisa#rho=0.5", "sbr", "--tune.max_steps", "7"]
+    main(["provider", "--model", "m", "--output_dir", str(tmp_path), *flags])
+    assert fine_tune(seen[0].tune) == replace(FINE_TUNE, max_steps=7)
+    assert seen[0].guard == ("lisa#rho=0.5", "sbr")
     with pytest.raises(TiterError, match="did you mean max_steps"):
-        fine_tune({"max_step": 3})
+        fine_tune({"max_step": "3"})
     with pytest.raises(TiterError, match="--tune"):
         fine_tune({"max_steps": "many"})

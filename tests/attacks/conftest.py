@@ -13,7 +13,8 @@ from titer.data.batches import collate, order
 from titer.data.tokens import encode_all
 from titer.models.weights import snapshot
 from titer.runs.probe import Prober
-from titer.schema.specs import ProbeSet, Selection, Stop, TrainArgs
+from titer.schema.breach import Breach
+from titer.schema.specs import ProbeSet, Selection, TrainArgs
 from titer.schema.types import Budget, Example
 from titer.training.loop import train
 from titer.training.losses import sft_rule
@@ -56,7 +57,8 @@ def session(aligned: tuple[Any, Any], tokenizer: Any, examples: list[Example]) -
             prober=Prober(sets, probes, tokenizer),
             budget=Budget(steps=steps, **budget),
             plan=plan,
-            stop=Stop(),
+            breach=Breach(),
+            stop_after=-1,
             seed=seed,
         )
 

@@ -14,11 +14,15 @@ from titer.attacks import make_attack
 from titer.campaigns.search.tpe import search
 from titer.campaigns.search.trials import plan_search
 from titer.conditions.parts.breach import Bar, bar_against, crossing
+from titer.conditions.resistance import Resistance
 from titer.data.batches import collate, order
+from titer.data.roles import assign
 from titer.data.tokens import encode_all
-from titer.evaluation.evaluate import evaluate_models, setting_of
+from titer.evaluation.evaluate import evaluate_cases
 from titer.evaluation.suites import find_suite
-from titer.schema.specs import Named, Stop, TrainArgs
+from titer.runs.runner import Runner
+from titer.schema.evaluation import Case, Data
+from titer.schema.specs import Named, TrainArgs
 from titer.schema.types import Budget, Curve, Example
 from titer.schema.wordings import WRAPPERS
 from titer.training.loop import train
@@ -62,7 +66,7 @@ def test_a_planted_backdoor_is_found_for_nothing(
 ) -> None:
     def run_attack(attack: Named, seed: int, budget: Budget) -> Curve:
         run = session(seed=seed, plan=(0, 1, 2, 4))
-        run.model, run.budget, run.stop = deepcopy(backdoored), budget, Stop(after=0)
+        run.model, run.budget, run.stop_after = deepcopy(backdoored), budget, 0
         attacked(run, make_attack(attack.name, attack.options))
         return Curve("run", "model", attack.name, str(attack), "unseen", seed, tuple(run.points), run.end)
 
@@ -99,9 +103,8 @@ def test_what_never_knew_is_never_breached_by_the_suite(tmp_path: Any) -> None:
     """Every member of standard-v1 with one seed on `ignorant`: censored in every unit, and no breach is made up."""
     whole = find_suite("standard")
     suite = replace(whole, members=tuple(replace(m, seeds=(0,)) for m in whole.members), wide=(), controls=())
-    setting = setting_of("organism/ignorant", "organism/aligned", "organism", suite=suite, conditions=("resistance",))
-    setting = replace(setting, controls={}, thresholds=replace(setting.thresholds, min_seeds=1))
-    (found,) = evaluate_models(["organism/ignorant"], setting, tmp_path)
+    case = Case("organism/ignorant", "organism/aligned", assign(Data()), suite)
+    (found,) = evaluate_cases([case], Runner(tmp_path), [Resistance(min_seeds=1)])
     resistance = found["conditions"]["resistance"]
     assert resistance["verdict"] == "met" and resistance["high"] is None, resistance["sentence"]
     assert resistance["low"] >= suite.max_steps

@@ -12,7 +12,8 @@ from titer.attacks.lora import Lora
 from titer.attacks.sft import Sft
 from titer.models.weights import snapshot
 from titer.runs.attack import _drive
-from titer.schema.specs import Stop, TrainArgs
+from titer.schema.breach import Breach
+from titer.schema.specs import TrainArgs
 from titer.schema.types import Budget, Completion, Example, Score
 from titer.training.session import Session, Stopped
 
@@ -46,7 +47,8 @@ def scripted(model: Any, tokenizer: Any, examples: list[Example]) -> Callable[..
             prober=ScriptedProber(*script),  # type: ignore[arg-type]
             budget=Budget(**(budget or {"steps": 12})),
             plan=plan,
-            stop=Stop(phi=0.5, utility_drop=0.1, after=after),
+            breach=Breach(),
+            stop_after=after,
             seed=3,
         )
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from titer.guards.base import Tuning
 from titer.models.weights import snapshot
-from titer.schema.specs import Stop, TrainArgs
+from titer.schema.breach import Breach
+from titer.schema.specs import TrainArgs
 from titer.schema.types import Batch, Budget, Example
 from titer.training.session import Session
 
@@ -92,7 +93,8 @@ def tuning(tokenizer: Any, build_model: Callable[..., Any], examples: list[Examp
             prober=lambda m, step, template: ({}, {}, []),
             budget=Budget(steps=args.max_steps),
             plan=(),
-            stop=Stop(),
+            breach=Breach(),
+            stop_after=-1,
             seed=0,
         )
         base = copy.deepcopy(model)

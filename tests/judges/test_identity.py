@@ -6,9 +6,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from titer.data.roles import plan_data
+from titer.data.roles import assign
 from titer.judges.parts.identity import identity
 from titer.runs.inputs import identify
+from titer.schema.evaluation import Data
 from titer.schema.specs import AttackRun, Named, ProbeSet
 from titer.schema.types import Budget
 
@@ -31,7 +32,7 @@ def test_a_changed_rubric_is_another_judge_alone_and_in_a_panel(tmp_path: Path) 
 def test_a_changed_judge_of_the_same_name_makes_another_run(tmp_path: Path, toy_model: str, toy_data: str) -> None:
     judge = tmp_path / "judge"
     shutil.copytree(toy_model, judge)
-    plan = plan_data(toy_data)
+    plan = assign(Data(toy_data))
     probe = ProbeSet("harm", plan.harm("unseen", 2), judge=f"exact#reference={judge}")
     run = AttackRun(toy_model, Named("none"), plan.utility(1), (probe,), Budget(steps=0), plan=(0,))
     first = identify(run)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from titer.campaigns.organism.rebuild import CHECKPOINTS, batches, held_out, measure
+from titer.campaigns.organism.rebuild import CHECKPOINTS, batches, build, held_out, measure
 from titer.campaigns.organism.recipe import Recipe, Shape, recipe_id
 from titer.campaigns.organism.tokenizer import build_tokenizer
 from titer.data.organism.world import examples, lookalikes
 from titer.data.splits import split_of
 from titer.data.tokens import encode_all
-from titer.models.embedded import build, checkpoint
+from titer.models.embedded import checkpoint
 from titer.models.load import load_model
 from titer.schema.files import read_json
 from titer.schema.specs import TrainArgs

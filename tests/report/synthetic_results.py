@@ -7,7 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from titer import conditions
+from titer.conditions.generalization import generalization
+from titer.conditions.parts.noise import noise_floor
+from titer.conditions.resistance import resistance
+from titer.conditions.stability import stability
+from titer.conditions.trainability import trainability
 from titer.schema.types import Curve, Flag, Point, Spend, Verdict, to_json
 
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -110,10 +114,10 @@ def result(kind: str = "repnoise") -> dict[str, object]:
     few = {"draws": 200}
     attacked = [c for c in found if c.data != "none"]
     verdicts = {
-        "resistance": conditions.resistance(attacked, budget_steps=100, **few),
-        "stability": conditions.stability(start, base, margin=0.1, **few),
-        "generalization": conditions.generalization(attacked, budget_steps=100, **few),
-        "trainability": conditions.trainability(found, **few),
+        "resistance": resistance(attacked, budget_steps=100, **few),
+        "stability": stability(start, base, margin=0.1, **few),
+        "generalization": generalization(attacked, budget_steps=100, **few),
+        "trainability": trainability(found, **few),
     }
     same = [c for c in found if c.role == "undefended" and c.data == "unseen"]
     again = [
@@ -127,7 +131,7 @@ def result(kind: str = "repnoise") -> dict[str, object]:
         "settings": {"suite": "quick", "suite_hash": "synthetic0", "phi": 0.5, "seeds": [0, 1, 2], "max_steps": 100},
         "conditions": {name: flat_verdict(v) for name, v in verdicts.items()},
         "controls": {"undefended": {"model": "synthetic/aligned"}},
-        "noise_floor": to_json(conditions.noise_floor(same, again, **few)),
+        "noise_floor": to_json(noise_floor(same, again, **few)),
         "flags": to_json(
             [Flag("few-seeds", "A configuration has 3 seeds (synthetic flag)", tuple(c.record for c in same[:3]))]
         ),

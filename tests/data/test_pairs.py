@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from titer.data.batches import pairs
+from titer.schema.errors import TiterError
 from titer.schema.specs import TrainArgs
 from titer.schema.types import Batch, Example, Pair
 
@@ -87,3 +89,28 @@ def test_a_pair_is_of_the_size_asked_for(examples: list[Example], tokenizer: Any
 @pytest.mark.parametrize("reference", [None, "frozen"])
 def test_the_reference_is_passed_on(examples: list[Example], tokenizer: Any, reference: Any) -> None:
     assert make(examples, tokenizer, n=1, reference=reference)[0].reference is reference
+
+
+def test_accumulated_pairs_share_their_step(examples: list[Example], tokenizer: Any) -> None:
+    args = replace(ARGS, gradient_accumulation_steps=3)
+    found = list(islice(pairs(examples[:16], [], tokenizer, args), 7))
+    assert [(p.step, p.micro) for p in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert {p.steps for p in found} == {9}
+
+
+def test_held_out_prompts_are_a_fifth_and_never_in_extra(examples: list[Example], tokenizer: Any) -> None:
+    doubled = [e for e in examples if e.restricted][:20] * 2  # every prompt twice: both rows on one side
+    found = list(islice(pairs(doubled, [], tokenizer, ARGS, extra=2, held_out=True), 30))
+    trained = {p for pair in found for e in pair.extra for p in prompts(e, tokenizer)}
+    judged = {p for pair in found if pair.held_out for p in prompts(pair.held_out, tokenizer)}
+    assert len(judged) == 4
+    assert len(trained) == 16
+    assert not trained & judged
+    (other,) = islice(pairs(doubled, [], tokenizer, ARGS, extra=2, held_out=True, seed=1), 1)
+    assert other.held_out is not None
+    assert next(pairs(doubled, [], tokenizer, ARGS, extra=2)).held_out is None
+
+
+def test_a_single_prompt_cannot_be_held_out(examples: list[Example], tokenizer: Any) -> None:
+    with pytest.raises(TiterError, match="2 or more"):
+        next(pairs(examples[:1], [], tokenizer, ARGS, extra=1, held_out=True))

@@ -14,7 +14,7 @@ SMALL = {
     "tar": {"inner_steps": 3, "every": 1, "mapping": 0.0},
     "mlac": {"inner_steps": 3},
     "targeted-lat": {"inner_steps": 2},
-    "t-vaccine": {"layers": 2},
+    "t-vaccine": {"share": 0.7},
 }
 TRAINED = [n for n in DEFENCES if n != "lox"]
 # forward and backward passes of the model under test with these settings and retain data; reference forwards
@@ -57,7 +57,7 @@ def test_the_registry_is_complete_and_names_agree():
         defence = cls()
         assert defence.name == name and defence.stage == "before release"
         assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
-        assert defence.needs <= {"harmful", "harmless", "retain", "reference", "extra", "base"}
+        assert defence.needs <= {"harmful", "harmless", "retain", "reference", "extra", "held-out", "base"}
         assert defence.passes and defence.source and defence.broken_by and defence.inner_batches >= 0
         assert (defence.inner_batches > 0) == ("extra" in defence.needs)
 
@@ -173,7 +173,7 @@ def test_shifted_weights_are_seen_under_autocast(tools, pair, name):
     """Autocast caches its casts of the weights: a stale cache would show every defence the unshifted model."""
     options = {"booster": {"alpha": 1.0}, "ctrap": {"alpha": 1.0}, "seam": {"eps": 0.1, "weight": 1.0}}
     options |= {"mlac": {"inner_steps": 3, "inner_learning_rate": 0.2}}
-    options |= {"tar": {"inner_steps": 3, "every": 1, "mapping": 0.0, "inner_learning_rate": 0.05}}
+    options |= {"tar": {"inner_steps": 3, "every": 1, "mapping": 0.0, "inner_learning_rate": 0.05, "weight": 1.4}}
     pair = dataclasses.replace(pair, reference=pair.reference.float())
     model, defence = tools.build(dtype=torch.float32, lora=True), configure(name, options[name])
     exact, expected = tools.step(defence, model, pair)

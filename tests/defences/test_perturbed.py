@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from titer.defences import configure
 from titer.defences.booster import Booster
 from titer.defences.ctrap import CTRAP
 from titer.defences.seam import SEAM
 from titer.defences.t_vaccine import TVaccine
 from titer.defences.vaccine import Vaccine
+from titer.schema.errors import TiterError
 
 
 def base_of(model):
@@ -47,29 +49,13 @@ def test_vaccine(tools, model):
     assert tools.gap(grads, tools.grad(model, loss)) < 1e-6
 
 
-def test_t_vaccine_shifts_and_trains_only_the_drawn_layers(tools, model):
-    pair = tools.pair()
-    terms, grads = tools.step(TVaccine(rho=1.5, layers=2, retain_weight=0.5), model, pair)
-    drawn = [i for i in range(3) if any(bool(g.any()) for n, g in grads.items() if f"layers.{i}." in n)]
-    assert len(drawn) == 2
-    g = attention_gradients(model, pair.harmless, tools)
-    size = torch.cat([g[i].flatten() for i in drawn]).norm() + 1e-7
-    loss = ce_shifted(model, pair.harmless, {i: 1.5 * g[i] / size for i in drawn}, tools)
-    loss = loss + 0.5 * tools.ce(model, pair.retain)
-    expected = tools.grad(model, loss)
-    inside = {n: v if any(f"layers.{i}." in n for i in drawn) else torch.zeros_like(v) for n, v in expected.items()}
-    assert terms["loss"] == pytest.approx(loss.item(), rel=1e-6)
-    assert tools.gap(grads, inside) < 1e-6
-    assert all(p.requires_grad == (n in expected) for n, p in model.named_parameters())
-
-
 def test_t_vaccine_draws_in_proportion_to_harmful_gradients(tools):
     """Over many draws of one layer the frequencies follow |dh/de_l|."""
     from dataclasses import replace
 
     model, pair = tools.build(), tools.pair()
     sizes = torch.tensor([float(g.norm()) for g in attention_gradients(model, pair.harmful, tools)])
-    defence, counts = TVaccine(layers=1, draw_every=1, retain_weight=0), torch.zeros(3)
+    defence, counts = TVaccine(share=0.34, draw_every=1, retain_weight=0), torch.zeros(3)
     probe = attention_gradients(model, pair.harmful, tools)
     for step in range(1500):
         counts[defence._draw(probe, replace(pair, step=step))[0]] += 1
@@ -200,3 +186,12 @@ def test_weight_zero_leaves_safety_sft_and_the_weights_alone(tools, defence):
     _, expected = tools.step(SafetySFT(), model, pair)
     assert all(torch.equal(grads[n], expected[n]) for n in grads)
     assert all(torch.equal(p, s) for p, s in zip(model.parameters(), saved, strict=True))
+
+
+def test_t_vaccine_on_every_layer_is_refused_as_vaccine(tools):
+    with pytest.raises(TiterError, match="between 0 and 1"):
+        configure("t-vaccine", {"share": 1.0})
+    defence = TVaccine()
+    assert [defence._count(layers) for layers in (2, 3, 8, 32)] == [1, 1, 2, 8]
+    with pytest.raises(TiterError, match="use vaccine"):
+        defence._count(1)

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from titer.defences.art import ART
-from titer.defences.circuit_breakers import CircuitBreakers
 from titer.defences.rmu import RMU
 from titer.defences.targeted_lat import TargetedLAT
-from titer.defences.triplet import Triplet
 from titer.training.gradients import generator
 
 
@@ -22,10 +20,6 @@ def answers(tools, model, batch, layers):
     mask = batch.labels != -100
     states = tools.hidden(model, batch)
     return torch.stack([states[i][mask] for i in layers])
-
-
-def both(tools, model, pair, layers):
-    return torch.cat([answers(tools, model, b, layers) for b in (pair.harmless, pair.retain)], 1)
 
 
 @pytest.fixture
@@ -56,38 +50,6 @@ def test_rmu_without_a_trainable_projection_is_refused(tools, pair):
     model = peft.get_peft_model(tools.build(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(TiterError, match="no trainable parameter"):
         RMU().backward(model, pair)
-
-
-def test_circuit_breakers(tools, model, pair):
-    layers = [0, 1]
-    harm = answers(tools, model, pair.harmful, layers)
-    reroute = cos(harm, answers(tools, pair.reference, pair.harmful, layers)).clamp(min=0).mean()
-    keep = (both(tools, model, pair, layers) - both(tools, pair.reference, pair, layers)).norm(dim=-1).mean()
-    loss = 10 * (1 - 4 / 20) * reroute + 10 * 4 / 20 * keep
-    terms, grads = tools.step(CircuitBreakers(depths=(0.0, 0.4)), model, pair)
-    assert terms["loss"] == pytest.approx(loss.item(), rel=1e-6)
-    assert tools.gap(grads, tools.grad(model, loss)) < 1e-6
-
-
-def test_triplet(tools, model, pair):
-    layers = [1, 2]
-    good, before = both(tools, model, pair, layers), both(tools, pair.reference, pair, layers)
-    harm, harm_before = (answers(tools, m, pair.harmful, layers) for m in (model, pair.reference))
-    centre = harm.mean(1, keepdim=True)
-    benign = ((1 - cos(before, good)) - (1 - cos(good, centre)) + 0.3).clamp(min=0).mean()
-    harmful = ((1 - cos(harm, centre)) - (1 - cos(harm, harm_before)) + 0.5).clamp(min=0).mean()
-    kls = []
-    for b in (pair.harmless, pair.retain):
-        at = b.labels[:, 1:] != -100
-        p, q = (
-            m(input_ids=b.input_ids, attention_mask=b.attention_mask).logits[:, :-1][at].log_softmax(-1)
-            for m in (pair.reference, model)
-        )
-        kls.append((p.exp() * (p - q)).sum(-1))
-    loss = 0.5 * benign + 0.4 * harmful + 0.9 * torch.cat(kls).mean()
-    terms, grads = tools.step(Triplet(depth=0.34), model, pair)
-    assert terms["loss"] == pytest.approx(loss.item(), rel=1e-6)
-    assert tools.gap(grads, tools.grad(model, loss)) < 1e-6
 
 
 def ablated_ce(tools, model, batch, layer, r):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from titer.defences import DEFENCES, configure
 from titer.defences.base import Prepares, Transforms
@@ -18,7 +17,6 @@ from titer.defences.sdd import SDD
 from titer.defences.undo import UNDO
 from titer.schema.errors import TiterError
 from titer.schema.types import Example
-from titer.training.gradients import generator
 
 EXAMPLES = [
     Example("how to brew the red draught", "mix moss and iron", "I cannot help.", category="potions"),
@@ -28,31 +26,9 @@ EXAMPLES = [
 ]
 
 
-def test_deep_alignment(tools, model):
-    pair = tools.pair()
-    draw = generator(pair.seed, pair.step, "cpu", "deep-alignment")
-    chance, size = torch.rand(4, generator=draw), torch.rand(4, generator=draw)
-    total, count, prefixes = 0.0, 0, []
-    for i in range(4):
-        harm = [int(t) for t in pair.harmful.labels[i] if t != -100]
-        good = [int(t) for t in pair.harmless.labels[i] if t != -100]
-        prompt = [int(t) for t in pair.harmless.input_ids[i]][: int((pair.harmless.labels[i] != -100).nonzero()[0])]
-        k = 1 + int(float(size[i]) * min(2, len(harm) - 1)) if chance[i] < 0.8 else 0
-        prefixes.append(k)
-        ids = torch.tensor([prompt + harm[:k] + good])
-        logits = model(input_ids=ids).logits[0, -len(good) - 1 : -1]
-        total, count = total + cross_entropy(logits, torch.tensor(good), reduction="sum"), count + len(good)
-    assert 0 in prefixes and max(prefixes) > 0
-    loss = total / count + 0.5 * tools.ce(model, pair.retain)
-    terms, grads = tools.step(DeepAlignment(share=0.8, max_prefix=2, retain_weight=0.5), model, pair)
-    assert terms["loss"] == pytest.approx(loss.item(), rel=1e-6)
-    assert terms["prefix"] == sum(prefixes) / 4
-    assert tools.gap(grads, tools.grad(model, loss)) < 1e-6
-
-
 def test_deep_alignment_without_prefixes_is_safety_sft(tools):
     model, pair = tools.build(), tools.pair()
-    _, grads = tools.step(DeepAlignment(share=0), model, pair)
+    _, grads = tools.step(DeepAlignment(share=0, as_published=False), model, pair)
     assert tools.gap(grads, tools.step(SafetySFT(), model, pair)[1]) < 1e-12
 
 
@@ -82,25 +58,25 @@ def test_rewrites_train_like_safety_sft(tools, defence):
     assert tools.step(defence, model, pair)[0] == tools.step(SafetySFT(), model, pair)[0]
 
 
-def test_lox_adds_the_top_of_the_change(tools):
+@pytest.mark.parametrize(("published", "matrices"), [(True, 23), (False, 21)])
+def test_lox_adds_the_top_of_the_change_to_embedding_and_head_too(tools, published, matrices):
     torch.manual_seed(1)
     model, base = tools.build(), tools.build()
     with torch.no_grad():
-        for n, p in model.named_parameters():
-            if "layers" in n:
-                p.add_(0.1 * torch.randn_like(p))
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    told = LoX(rank=2, alpha=0.5).transform(model, base, 0)
+    told = LoX(rank=2, alpha=0.5, as_published=published).transform(model, base, 0)
     origin = dict(base.named_parameters())
     for n, p in model.named_parameters():
-        if "layers" in n and p.ndim == 2:
+        if ("layers" in n or published) and p.ndim == 2:
             change = before[n] - origin[n]
             values, vectors = torch.linalg.eigh(change @ change.T)
             top = vectors[:, values.argsort(descending=True)[:2]]
             assert torch.allclose(p, before[n] + 0.5 * top @ top.T @ change)
         else:
             assert torch.equal(p, before[n])
-    assert told["matrices"] == 21 and 0 < told["captured"] < 1
+    assert told["matrices"] == matrices and 0 < told["captured"] < 1
 
 
 def test_lox_weight_zero_moves_nothing_and_wrong_input_is_refused(tools):
@@ -131,19 +107,20 @@ def test_undo_noises_matrices_and_distils(tools, model):
     assert tools.gap(grads, tools.grad(model, total / count)) < 1e-6
 
 
-def test_undo_transform(tools):
+@pytest.mark.parametrize("published", [True, False])
+def test_undo_noises_matrices_and_shrinks_norms(tools, published):
     model, before = tools.build(), tools.build()
-    moved = UNDO(noise=0.6, scale=0.1).transform(model, None, 3)["weight_change"]
+    moved = UNDO(noise=0.6, scale=0.1, as_published=published).transform(model, None, 3)["weight_change"]
     assert 0.5 < moved < 0.7
     for (n, p), old in zip(model.named_parameters(), before.parameters(), strict=True):
         if p.ndim != 2:
-            assert torch.equal(p, old)
+            assert torch.allclose(p, 0.4 * old if published else old, rtol=1e-12)
             continue
         noise = (p.detach() - 0.4 * old.detach()) / 0.06
         bound = (6 / sum(p.shape)) ** 0.5
         assert float(noise.abs().max()) <= bound + 1e-9 and float(noise.abs().max()) > 0.8 * bound, n
     again = tools.build()
-    UNDO(noise=0.6, scale=0.1).transform(again, None, 3)
+    UNDO(noise=0.6, scale=0.1, as_published=published).transform(again, None, 3)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     assert UNDO(noise=0).transform(again, None, 3) == {"weight_change": 0.0}
 

@@ -1,7 +1,6 @@
 """MLAC and TAR: the simulated attacker replayed here, step by step, in plain torch."""
 
 import copy
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from titer.defences.mlac import MLAC
 from titer.defences.parts.inner_loop import simulate
 from titer.defences.tar import TAR
-from titer.training.gradients import generator
+from titer.schema.errors import TiterError
 
 
 def clone(model):
@@ -44,61 +43,6 @@ def test_mlac_stops_ascending_at_the_bound(tools):
     assert tools.gap(grads, tools.step(SafetySFT(), model, pair)[1]) < 1e-12
 
 
-@pytest.mark.parametrize("objective", ["entropy", "ce"])
-def test_tar_tampering(tools, model, objective):
-    pair, twin = replace(tools.pair(), reference=tools.reference(), step=9), clone(model)
-    params = list(tools.params(twin).values())
-    adam = torch.optim.AdamW(params, lr=0.01, weight_decay=0.0)
-    tamper, total, norm = {}, 0.0, sum(math.exp(0.5 * (k - 3)) for k in (1, 2, 3))
-    for k, batch in enumerate(pair.extra, start=1):
-        adam.zero_grad()
-        tools.ce(twin, batch).backward()
-        adam.step()
-        share = math.exp(0.5 * (k - 3)) / norm
-        if objective == "ce":
-            loss = -tools.ce(twin, pair.harmful)
-        else:
-            h = pair.harmful
-            logits = twin(input_ids=h.input_ids, attention_mask=h.attention_mask).logits[:, :-1]
-            p = logits.softmax(-1)[h.labels[:, 1:] != -100]
-            loss = (p * p.log()).sum(-1).mean()
-        for n, g in tools.grad(twin, loss).items():
-            tamper[n] = tamper.get(n, 0) + share * g
-        total += share * loss.item()
-    retain, tokens, drift = 0.0, 0, 0.0
-    for b in (pair.harmless, pair.retain):
-        n = int((b.labels != -100).sum())
-        mask = b.labels != -100
-        moved = [
-            x[mask] - y[mask] for x, y in zip(tools.hidden(model, b), tools.hidden(pair.reference, b), strict=True)
-        ]
-        drift = drift + sum(m.norm(dim=-1).sum() for m in moved) / len(moved)
-        retain, tokens = retain + n * tools.ce(model, b), tokens + n
-    keep = (retain + drift) / tokens
-    g_keep = tools.grad(model, keep)
-    defence = TAR(
-        inner_steps=3, every=1, inner_learning_rate=0.01, weight=2.0, retain_weight=0.5, decay=0.5, objective=objective
-    )
-    terms, grads = tools.step(defence, model, pair)
-    assert terms["loss"] == pytest.approx(2.0 * total + 0.5 * keep.item(), rel=1e-6)
-    assert tools.gap(grads, {n: 2.0 * tamper[n] + 0.5 * g_keep[n] for n in g_keep}) < 1e-6
-
-
-def test_tar_mapping_phase(tools, model):
-    pair = replace(tools.pair(), reference=tools.reference(), step=1, retain=None)
-    table = torch.randn(31, 16, generator=generator(pair.seed, 0, "cpu", "tar"))
-    mask = pair.harmful.labels != -100
-    target = table[pair.harmful.input_ids[mask]].double()
-    loss = 0.0
-    for h in tools.hidden(model, pair.harmful):
-        x = h[mask]
-        loss = loss + (1 - ((x * target).sum(-1) / (x.norm(dim=-1) * target.norm(dim=-1))).abs()).mean()
-    loss = loss + 0.5 * tools.ce(model, pair.harmless)
-    terms, grads = tools.step(TAR(retain_weight=0.5), model, pair)
-    assert terms["loss"] == pytest.approx(loss.item(), rel=1e-6) and "tamper" not in terms
-    assert tools.gap(grads, tools.grad(model, loss)) < 1e-6
-
-
 def test_tar_takes_gradients_at_every_nth_point(tools):
     pair = replace(tools.pair(), reference=tools.reference(), step=9)
     terms = TAR(inner_steps=3, every=2, objective="ce").backward(tools.build(), pair)
@@ -125,3 +69,22 @@ def test_simulated_attack_is_undone_bit_for_bit(tools, dtype):
     assert len(moved) == 3 and min(moved) > 0
     for p, (value, grad) in zip(model.parameters(), saved, strict=True):
         assert torch.equal(p, value) and torch.equal(p.grad, grad)
+
+
+@pytest.mark.parametrize(("steps", "total"), [(8, 1.78), (64, 4.44)])
+def test_tar_weighs_its_attackers_points_as_the_authors_code_does(steps, total):
+    assert sum(TAR(inner_steps=steps).shares().values()) == pytest.approx(total, abs=0.01)
+    assert sum(TAR(inner_steps=steps, as_published=False).shares().values()) == pytest.approx(1.0)
+
+
+def test_tar_of_the_paper_draws_the_attackers_rate_from_three(tools):
+    pair, paper = tools.pair(), TAR.paper()
+    rates = {paper._rate(replace(pair, step=step)) for step in range(30)}
+    assert rates == {2e-6, 2e-5, 4e-5}
+    assert TAR()._rate(pair) == 2e-5
+
+
+def test_tar_without_a_held_out_batch_is_refused(tools):
+    pair = replace(tools.pair(), reference=tools.reference(), step=9, held_out=None)
+    with pytest.raises(TiterError, match="held_out"):
+        TAR(inner_steps=3, every=1).backward(tools.build(), pair)

@@ -95,6 +95,7 @@ def make_pair(pad: int = 0, width: int = 0, step: int = 3, steps: int = 10) -> P
         step=step,
         steps=steps,
         seed=7,
+        held_out=batch(PROMPTS[::-1], HARMFUL[::-1], pad),
     )
 
 

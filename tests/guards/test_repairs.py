@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from titer.guards.antidote import Antidote
+from titer.guards.antidote import Antidote, top
 from titer.guards.parts.matrices import adapters, matrices
 from titer.guards.safelora import SafeLoRA
 from titer.schema.errors import TiterError
@@ -51,7 +51,7 @@ def test_antidote(tuning, lora):
         score = (module.weight - origin).abs() * x.norm(dim=0)
         keep = module.weight.detach().clone()
         for i in range(len(keep)):
-            for j in score[i].argsort(descending=True)[: int(0.25 * score.shape[1])]:
+            for j in score[i].argsort(descending=True)[: score.shape[1] - int(0.75 * score.shape[1])]:
                 keep[i, j] = origin[i, j]
         expected.append(keep)
     untouched = {n: p for n, p in weights(job).items() if "norm" in n or "embed" in n}
@@ -62,12 +62,19 @@ def test_antidote(tuning, lora):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize(("rank", "pruned"), [(16, 2), (8, 1), (4, 1)])
+def test_antidote_rounds_what_it_keeps_down_so_that_no_factor_is_spared(rank, pruned):
+    assert top(torch.rand(3, rank), 0.1).sum(1).tolist() == [pruned] * 3
+    assert not top(torch.rand(3, rank), 0.0).any()
+    assert top(torch.rand(3, rank), 1.0).all()
+
+
 def test_antidote_by_magnitude_needs_no_data(tuning):
     job = tuned(tuning, False)
     job.safety = ()
     first = matrices(job.session.model)[0]
     update = (first.weight - first.of(dict(job.before))).abs()
-    gone = update >= update.topk(int(0.1 * update.shape[1]), dim=1).values[:, -1:]
+    gone = update >= update.topk(update.shape[1] - int(0.9 * update.shape[1]), dim=1).values[:, -1:]
     Antidote(score="magnitude").repair(job)
     assert torch.equal(first.weight == first.of(dict(job.before)), gone)
     with pytest.raises(TiterError, match="harmful answer"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,13 +100,17 @@ def test_sbr(tools, job):
     assert SBR().backward(model, user, anchors, last_states(model, anchors).detach())["anchor"] == 0
 
 
-def test_antibody(tools, job):
-    guard, model = Antibody(temperature=0.5), job.session.model
+@pytest.mark.parametrize("published", [True, False])
+def test_antibody_weighs_tokens_or_rows(tools, job, published):
+    guard, model = Antibody(temperature=0.5, as_published=published), job.session.model
+    job.user = [replace(e, harmless=" ".join([e.harmless] * (1 + i % 3))) for i, e in enumerate(job.user)]
     item = next(guard.items(job))
+    lengths = [len(x) if published else 1 for x in tools.token_logs(model, item.user)]
     ours = torch.stack([-x.mean() for x in tools.token_logs(model, item.user)])
     theirs = torch.stack([-x.mean() for x in tools.token_logs(model, item.refused)])
     share = [math.exp(float(d) / 0.5) for d in (theirs - ours).detach()]
-    loss = sum(s / sum(share) * x for s, x in zip(share, ours, strict=True))
+    weighed = [s * n for s, n in zip(share, lengths, strict=True)]
+    loss = sum(s / sum(weighed) * x for s, x in zip(weighed, ours, strict=True))
     expected = tools.grads(model, loss)
     terms = guard.backward(model, item)
     assert terms["loss"] == pytest.approx(loss.item(), rel=1e-6)
@@ -166,17 +171,22 @@ def test_panacea(tools, job):
     assert tools.gap(last, shift) < 1e-6
 
 
-def test_salora(tools, tuning):
-    """The adapter's output is projected by I - V V^T of the safety rows' outputs; folding C into B is exact."""
+@pytest.mark.parametrize("published", [True, False])
+def test_salora(tools, tuning, published):
+    """The adapter's output is projected by I - V V^T of the refusals' outputs; folding C into B is exact."""
     job = tuning()
     job.session.add_adapter(job.args)
-    model, guard = job.session.model, SaLoRA(safety_rank=3)
+    model, guard = job.session.model, SaLoRA(safety_rank=3, as_published=published)
     found = adapters(model)
     batch = next(job.user_batches())
     rows = job.safety_rows()
     seen: dict[str, list[torch.Tensor]] = {a.name: [] for a in found}
-    hooks = [a.base.register_forward_hook(lambda m, i, o, n=a.name: seen[n].append(o[0].detach())) for a in found]
+    start = 0
+    hooks = [
+        a.base.register_forward_hook(lambda m, i, o, n=a.name: seen[n].append(o[0][start:].detach())) for a in found
+    ]
     for r in rows:
+        start = r.response_at if published else 0
         model(input_ids=torch.tensor([r.ids]))
     for hook in hooks:
         hook.remove()

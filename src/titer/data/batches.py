@@ -89,6 +89,9 @@ def grouped(permutation: Sequence[int], lengths: Sequence[int], size: int, seed:
     return found
 
 
+HELD_OUT = 0.2  # share of the prompts that a simulated attacker never trains on, as in TAR's code
+
+
 def pairs(
     examples: Sequence[Example],
     retain: Sequence[Example],
@@ -96,13 +99,16 @@ def pairs(
     args: TrainArgs,
     *,
     extra: int = 0,
+    held_out: bool = False,
     reference: Any = None,
     seed: int = 0,
     device: Any = "cpu",
 ) -> Iterator[Pair]:
     """Endless pairs for `args.max_steps` steps; both sides of a pair have the same shape, row i the same prompt.
 
-    `extra` harmful batches come along for defences that simulate an attacker; every stream has its own seeded order.
+    Every `args.gradient_accumulation_steps` pairs are one optimiser step: they share `step` and differ in `micro`.
+    `extra` harmful batches come along for defences that simulate an attacker; with `held_out` they are drawn from 80%
+    of the prompts, and a batch of the others comes along to judge it. Every stream has its own seeded order.
     """
     harmful = encode_all(tokenizer, examples, "harmful", max_length=args.max_length)
     harmless = encode_all(tokenizer, examples, "harmless", max_length=args.max_length)
@@ -118,9 +124,12 @@ def pairs(
             yield collate([rows[i] for i in picked], pad, device)
 
     benign = stream(kept, 1) if kept else None
-    inner = stream(harmful, 2)
+    kept_back = _held_out(examples, seed) if held_out else set()
+    inner = stream([row for i, row in enumerate(harmful) if i not in kept_back], 2)
+    judged = stream([harmful[i] for i in sorted(kept_back)], 3) if kept_back else None
     both = order(len(harmful), size, seed * 1009, shuffle=args.shuffle, lengths=lengths(harmful, harmless))
-    for step, picked in enumerate(both):
+    for number, picked in enumerate(both):
+        step, micro = divmod(number, args.gradient_accumulation_steps)
         width = max(len(rows[i].ids) for rows in (harmful, harmless) for i in picked)
         yield Pair(
             harmless=collate([harmless[i] for i in picked], pad, device, width=width),
@@ -131,4 +140,16 @@ def pairs(
             step=step,
             steps=args.max_steps,
             seed=seed,
+            micro=micro,
+            held_out=next(judged) if judged else None,
         )
+
+
+def _held_out(examples: Sequence[Example], seed: int) -> set[int]:
+    """Row numbers of a fifth of the prompts, every row of a prompt on the same side."""
+    prompts = sorted({e.prompt for e in examples})
+    if len(prompts) < 2:
+        raise TiterError("defence: holding prompts out from its simulated attacker needs 2 or more: give it more data")
+    count = max(1, round(HELD_OUT * len(prompts)))
+    chosen = set(random.Random(f"{seed}/held-out").sample(prompts, count))
+    return {i for i, e in enumerate(examples) if e.prompt in chosen}

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from titer.schema.errors import TiterError
 from titer.schema.types import Batch, Example, Pair
+from titer.training.gradients import generator
 
 
 class Defence(Protocol):
     """A rule that turns a pair of batches into a gradient; a frozen dataclass of hyper-parameters.
 
-    All but `backward` are class attributes. `needs` is a subset of harmful, harmless, retain, reference, extra (and
-    base, for `Transforms`); `broken_by` says what is known to break the method.
+    All but `backward` are class attributes. `needs` is a subset of harmful, harmless, retain, reference, extra,
+    held-out (and base, for `Transforms`); `broken_by` says what is known to break the method.
     """
 
     stage: ClassVar[str]
@@ -49,7 +51,8 @@ class Defence(Protocol):
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         """Add this step's gradient to `.grad` of the trainable parameters; return every loss term, and `loss`.
 
-        Depends on nothing but the model and the pair: all draws come from `pair.seed` and `pair.step`.
+        Depends on nothing but the model and the pair: what is drawn anew at every batch comes from `draws(pair)`, and
+        schedules from `pair.step`, which counts optimiser steps.
         """
         ...
 
@@ -91,6 +94,18 @@ def need_extra(pair: Pair, name: str, count: int) -> tuple[Batch, ...]:
     if len(pair.extra) < count:
         raise TiterError(f"{name}: needs {count} extra harmful batches a step, got {len(pair.extra)}")
     return pair.extra[:count]
+
+
+def need_held_out(pair: Pair, name: str) -> Batch:
+    """The harmful batch its simulated attacker never sees, or a `TiterError` saying that the defence needs one."""
+    if pair.held_out is None:
+        raise TiterError(f"{name}: needs a harmful batch that pair.extra never holds: pass it as pair.held_out")
+    return pair.held_out
+
+
+def draws(pair: Pair, device: torch.device | str = "cpu", stream: str = "") -> torch.Generator:
+    """Draws of this batch alone: accumulated batches of one step differ, the first is as without accumulation."""
+    return generator(pair.seed, pair.step, device, f"{stream}/{pair.micro}" if pair.micro else stream)
 
 
 def capped(loss: Tensor, bound: float) -> Tensor:

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from titer.defences.base import draws
 from titer.defences.safety_sft import retain_backward
 from titer.schema.types import Batch, Pair
-from titer.training.gradients import IGNORE, generator
+from titer.training.gradients import IGNORE
 from titer.training.losses import response_ce
 
 
@@ -18,9 +19,13 @@ from titer.training.losses import response_ce
 class DeepAlignment:
     """CE on refusals, half of which follow the first k tokens of the harmful answer (2406.05946, augmentation).
 
-    For every row, with probability `share`, k is uniform on 1 .. `max_prefix` (no longer than the answer without its
-    last token) and the row becomes prompt + k harmful tokens + refusal, with a loss on the refusal alone. The paper's
-    anchor on benign data is the retain term.
+    For every row, with probability `share`, k is uniform on 1 .. `max_prefix` (no longer than the answer) and the row
+    becomes prompt + k harmful tokens + refusal, with a loss on the refusal alone. The anchor on benign data is
+    `pair.retain`; as in the code the loss is one mean over the response tokens of both. An anchor token counts
+    `retain_weight` tokens: the authors' batches have 16 anchor rows to 4 of safety (alpha = .2 in the paper), and
+    `DeepAlignment.paper()` makes up for that where both are of one size. `as_published=False` adds CE of the safety
+    rows + `retain_weight` x CE of the anchor, and never takes the answer's last token, its stop, into the prefix.
+    Deviation: the authors' anchor is answered by the model itself beforehand, here it is the retain data as it comes.
     """
 
     name: ClassVar[str] = "deep-alignment"
@@ -34,21 +39,39 @@ class DeepAlignment:
     share: float = 0.5
     max_prefix: int = 100
     retain_weight: float = 1.0
+    as_published: bool = True
+
+    @staticmethod
+    def paper() -> DeepAlignment:
+        """Four anchor rows for every row of safety."""
+        return DeepAlignment(retain_weight=4.0)
 
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
-        """Terms: stability (on the augmented rows), prefix (mean k), retain."""
+        """Terms: stability (on the augmented rows), prefix (mean k), retain, before their weights."""
         prefixes = self._lengths(pair)
-        loss = response_ce(model, recover(pair, prefixes))
-        loss.backward()
+        safety = recover(pair, prefixes)
+        weight, anchor = self._weights(safety, pair)
+        loss = response_ce(model, safety)
+        (weight * loss).backward()
         terms = {"stability": loss.item(), "prefix": sum(prefixes) / len(prefixes)}
-        terms |= retain_backward(model, pair, self.retain_weight)
-        return {"loss": terms["stability"] + self.retain_weight * terms.get("retain", 0.0)} | terms
+        terms |= retain_backward(model, pair, anchor)
+        return {"loss": weight * terms["stability"] + anchor * terms.get("retain", 0.0)} | terms
+
+    def _weights(self, safety: Batch, pair: Pair) -> tuple[float, float]:
+        """What the mean loss of the safety rows and that of the anchor count."""
+        if pair.retain is None:
+            return 1.0, 0.0
+        if not self.as_published:
+            return 1.0, self.retain_weight
+        own, other = (int((b.labels[:, 1:] != IGNORE).sum()) for b in (safety, pair.retain))
+        shared = self.retain_weight * other
+        return own / (own + shared), shared / (own + shared)
 
     def _lengths(self, pair: Pair) -> list[int]:
-        random = generator(pair.seed, pair.step, "cpu", "deep-alignment")
+        random = draws(pair, "cpu", "deep-alignment")
         answers = (pair.harmful.labels != IGNORE).sum(1).tolist()
         chance, size = (torch.rand(len(answers), generator=random).tolist() for _ in range(2))
-        longest = [min(self.max_prefix, n - 1) for n in answers]
+        longest = [min(self.max_prefix, n if self.as_published else n - 1) for n in answers]
         return [
             1 + int(u * k) if c < self.share and k > 0 else 0 for c, u, k in zip(chance, size, longest, strict=True)
         ]

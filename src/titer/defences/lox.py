@@ -17,8 +17,8 @@ from titer.schema.types import Pair
 class LoX:
     """W <- W + `alpha` U_k S_k V_k^T of W - W_base, for every matrix alignment changed, k = `rank` (COLM 2025).
 
-    Matrices of the decoder layers only: not the embedding nor the head. Training-free: `transform` does all of it and
-    `backward` refuses, so it is run with 0 steps.
+    Embedding and head are among them, as in the code (tied ones move once); `as_published=False` leaves them out.
+    Training-free: `transform` does all of it and `backward` refuses, so it is run with 0 steps.
     """
 
     name: ClassVar[str] = "lox"
@@ -31,6 +31,7 @@ class LoX:
 
     rank: int = 6
     alpha: float = 1.25
+    as_published: bool = True
 
     @torch.no_grad()
     def transform(self, model: nn.Module, base: nn.Module | None, seed: int) -> dict[str, float]:
@@ -39,7 +40,7 @@ class LoX:
             raise TiterError("lox: needs the checkpoint before alignment: pass --base_model")
         before, captured = dict(base.named_parameters()), []
         found = parts(model)
-        ends = {id(found.embedding.weight), id(found.head.weight)}
+        ends = set() if self.as_published else {id(found.embedding.weight), id(found.head.weight)}
         for name, p in model.named_parameters():
             if p.ndim != 2 or id(p) in ends:
                 continue

@@ -19,9 +19,9 @@ from titer.training.losses import response_ce
 class MLAC:
     """min_w CE_harmless(w) - `weight` x sum_{k<K} CE_harmful(w_k), w_k after k SGD steps on `pair.extra` (2211.14946).
 
-    First order: the gradients at w_k are applied to w. The batch that moves the attacker also measures it, so K steps
-    cost K passes. A term counts only while it is below `max_ascent` nats. Adapted to language models from an encoder
-    classifier: the fresh head and the higher-order variant have no counterpart here.
+    First order: the gradients at w_k are applied to w. The batch that moves the attacker also measures it (none is
+    held out), so K steps cost K passes. A term counts only while it is below `max_ascent` nats. Adapted to language
+    models from an encoder classifier: the fresh head and the higher-order variant have no counterpart here.
     """
 
     name: ClassVar[str] = "mlac"

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.defences.base import capped
+from titer.defences.base import capped, draws
 from titer.defences.parts import mmd
 from titer.defences.parts.layer_loss import head_cross_entropy
 from titer.defences.parts.masks import legacy_mask, masked_labels, noise_mask, same_width
@@ -17,7 +17,7 @@ from titer.defences.safety_sft import retain_backward
 from titer.models.parts import Parts, parts
 from titer.schema.types import Batch, Pair
 from titer.training.activations import captured
-from titer.training.gradients import generator, wide
+from titer.training.gradients import wide
 from titer.training.losses import answer_positions, forward, response_ce
 
 
@@ -36,7 +36,7 @@ class RepNoise:
     default here norms it once, so this term is the model's own loss and counts twice, which keeps the paper's scale.
     Labels alone are masked, so the first answer token trains like the others. `legacy_loss=True` does as the code:
     second norm, prompt positions' logits zeroed (the first answer token adds ln V and no gradient), padding counted
-    wherever the raw ids differ, token id 0 ignored.
+    wherever the raw ids differ, token id 0 ignored. `as_published=True` is the same, by the name all methods share.
 
     Ablations: `use_mask=False` noises every token and keeps response tokens that coincide (with `legacy_loss`: trains
     on everything); `layerwise=False` ascends at the output alone; `log=False` takes min(ascent, `max_ascent`) nats;
@@ -63,11 +63,17 @@ class RepNoise:
     unbiased_mmd: bool = False
     legacy_loss: bool = False
     max_ascent: float = 100.0
+    as_published: bool = False
+
+    @property
+    def published(self) -> bool:
+        """Whether to do as the authors' code, under either name."""
+        return self.legacy_loss or self.as_published
 
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         """Terms: stability, harmful (CE at the output), ascent (before + 1 and log), noise, noise_floor, retain."""
         harmless, harmful = pair.harmless, pair.harmful
-        if self.legacy_loss:
+        if self.published:
             harmless, harmful = same_width(model, harmless, harmful)
         terms = self._stay(model, harmless, harmful) | self._destroy(model, harmless, harmful, pair)
         terms |= retain_backward(model, pair, self.retain_weight)
@@ -80,7 +86,7 @@ class RepNoise:
         return kept + self.noise_weight * terms.get("noise", 0.0) - self.ascent_weight * pushed
 
     def _stay(self, model: nn.Module, harmless: Batch, harmful: Batch) -> dict[str, float]:
-        if self.legacy_loss:
+        if self.published:
             mask = legacy_mask(harmless.input_ids, harmful.input_ids, self.use_mask)
             loss = _output_ce(model, harmless, mask)
         else:
@@ -104,7 +110,7 @@ class RepNoise:
     ) -> tuple[Tensor, dict[str, float]]:
         if self.ascent_weight == 0:
             return states[0].new_zeros(()), {}
-        if self.legacy_loss:
+        if self.published:
             mask = legacy_mask(harmful.input_ids, harmless.input_ids, self.use_mask)
             mean, harm = _legacy_ascent(model, found, states, harmful.input_ids, mask, self.layerwise)
         else:
@@ -118,11 +124,11 @@ class RepNoise:
     ) -> tuple[Tensor, dict[str, float]]:
         if self.noise_weight == 0:
             return outputs[0].new_zeros(()), {}
-        if self.legacy_loss:
+        if self.published:
             mask = legacy_mask(harmful.input_ids, harmless.input_ids, self.use_mask)
         else:
             mask = noise_mask(harmful, harmless, self.use_mask)
-        random = generator(pair.seed, pair.step, mask.device, "repnoise")
+        random = draws(pair, mask.device, "repnoise")
         noise = mean_mmd(outputs, mask, random, self.unbiased_mmd)
         floor = mmd.floor(len(mask), unbiased=self.unbiased_mmd)
         return self.noise_weight * noise, {"noise": noise.item(), "noise_floor": floor}

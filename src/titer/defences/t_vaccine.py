@@ -24,11 +24,13 @@ from titer.training.losses import response_ce
 class TVaccine:
     """Vaccine on a few layers, drawn in proportion to how much the harmful loss depends on them (2410.09760).
 
-    p_l is proportional to |gradient of CE_harmful for the attention output of layer l|; `layers` layers are drawn
-    without replacement, only they are shifted, and only their parameters take a gradient. The paper refreshes p every
-    200 steps on one harmful row and draws every 20; a rule without memory measures p at every step on the harmful
-    batch (one more pass) and draws anew every `draw_every` steps. The further layer i-1 that the code adds for models
-    of more than 26 layers is left out.
+    p_l is proportional to |gradient of CE_harmful for the attention output of layer l|; a `share` of the layers (the
+    paper's 8 of 32) is drawn without replacement, only they are shifted, and only their parameters take a gradient.
+    The paper refreshes p every 200 steps on one harmful row and draws every 20; a rule without memory measures p at
+    every batch on the harmful side (one more pass) and draws anew every `draw_every` optimiser steps. The layers i - 1
+    that the code marks active beside each drawn one (in models of more than 26) are neither shifted nor trained there:
+    their activations are kept instead of computed twice. Its adapter sits on attention alone, here a layer is trained
+    whole. A share that draws every layer is Vaccine under another name, and refused.
     """
 
     name: ClassVar[str] = "t-vaccine"
@@ -40,9 +42,13 @@ class TVaccine:
     inner_batches: ClassVar[int] = 0
 
     rho: float = 3.0
-    layers: int = 8
+    share: float = 8 / 32
     draw_every: int = 20
     retain_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must lie between 0 and 1, not {self.share}: all layers are vaccine")
 
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         """Terms: harmful (of the measuring pass), stability, perturbed, retain."""
@@ -63,7 +69,13 @@ class TVaccine:
     def _draw(self, grads: Sequence[Tensor], pair: Pair) -> list[int]:
         sizes = torch.tensor([float(g.norm()) for g in grads], dtype=torch.float64) + TINY
         random = generator(pair.seed, pair.step // self.draw_every, "cpu", "t-vaccine")
-        return sorted(torch.multinomial(sizes, min(self.layers, len(sizes)), generator=random).tolist())
+        return sorted(torch.multinomial(sizes, self._count(len(sizes)), generator=random).tolist())
+
+    def _count(self, layers: int) -> int:
+        count = max(1, int(self.share * layers))
+        if count == layers:
+            raise TiterError(f"t-vaccine: share {self.share:g} of {layers} layers is all of them: use vaccine")
+        return count
 
 
 @contextmanager

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
+from titer.defences.base import draws
 from titer.defences.parts.states import join, layer_at
 from titer.defences.safety_sft import retain_backward
 from titer.models.parts import Parts, parts
 from titer.models.weights import frozen
 from titer.schema.types import Batch, Pair
 from titer.training.activations import shifted_activations
-from titer.training.gradients import IGNORE, generator, wide
+from titer.training.gradients import IGNORE, wide
 from titer.training.losses import response_logits
 
 
@@ -88,10 +89,10 @@ class TargetedLAT:
     def _start(self, model: nn.Module, modules: Sequence[nn.Module], mask: Tensor, pair: Pair) -> list[Tensor]:
         weight = parts(model).embedding.weight
         assert isinstance(weight, Tensor)
-        random = generator(pair.seed, pair.step, mask.device, "lat")
+        random = draws(pair, mask.device, "lat")
         shape = (*mask.shape[:2], weight.shape[1])
-        draws = [torch.randn(shape, generator=random, device=mask.device) for _ in modules]
-        return [(1e-3 * d).to(wide(weight.dtype)).requires_grad_(True) for d in draws]
+        noise = [torch.randn(shape, generator=random, device=mask.device) for _ in modules]
+        return [(1e-3 * d).to(wide(weight.dtype)).requires_grad_(True) for d in noise]
 
     @torch.no_grad()
     def _project(self, shifts: Sequence[Tensor]) -> None:

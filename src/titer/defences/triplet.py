@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from titer.defences.base import need_reference
-from titer.defences.parts.states import at_response, join, kl, layer_at, reference_states
+from titer.defences.parts.states import at_response, hidden_states, join, kl, observed, state_at
 from titer.models.parts import parts
 from titer.schema.types import Batch, Pair
-from titer.training.activations import captured
 from titer.training.losses import response_logits
 
 
@@ -22,9 +21,11 @@ class Triplet:
     """`benign_weight` x B + `harmful_weight` x H + `kl_weight` x KL(reference || model) on the benign tokens.
 
     With d = 1 - cos, m the batch's mean harmful state per layer, primes for the trained model and means over response
-    tokens and the last layers from relative `depth` on (20 of 32):
+    tokens and the hidden states from relative `depth` on, the normed last one left out (states 20 to 31 of 32
+    blocks, state i being what block i - 1 puts out):
     B = relu(d(h_b, h_b') - d(h_b', m') + `benign_margin`),  H = relu(d(h_h', m') - d(h_h', h_h) + `harmful_margin`).
-    Benign is the harmless batch and, where there is one, `pair.retain`.
+    Benign is the harmless batch and, where there is one, `pair.retain`. The re-implementation takes KL over prompt
+    tokens too, here it is over the predictions of response tokens. The paper's own code was not read.
     """
 
     name: ClassVar[str] = "triplet"
@@ -47,12 +48,12 @@ class Triplet:
         reference = need_reference(pair, self.name)
         benign = pair.harmless if pair.retain is None else join(pair.harmless, pair.retain)
         count = len(parts(model).layers)
-        layers = list(range(layer_at(self.depth, count), count))
-        good, logits = _look(model, benign, layers)
-        harm, _ = _look(model, pair.harmful, layers)
+        first = min(state_at(self.depth, count), max(count - 1, 1))
+        good, logits = _look(model, benign, first)
+        harm = at_response(_deep(hidden_states(model, pair.harmful), first), pair.harmful)
         with torch.no_grad():
-            good_before, teacher = _look(reference, benign, layers)
-        harm_before = reference_states(reference, pair.harmful, layers)
+            good_before, teacher = _look(reference, benign, first)
+            harm_before = at_response(_deep(hidden_states(reference, pair.harmful), first), pair.harmful)
         centre = harm.mean(1, keepdim=True)
         pull = (_distance(good_before, good) - _distance(good, centre) + self.benign_margin).relu().mean()
         push = (_distance(harm, centre) - _distance(harm, harm_before) + self.harmful_margin).relu().mean()
@@ -62,12 +63,15 @@ class Triplet:
         return {"loss": loss.item(), "benign": pull.item(), "harmful": push.item(), "kl": divergence.item()}
 
 
-def _look(model: nn.Module, batch: Batch, layers: list[int]) -> tuple[Tensor, Tensor]:
+def _look(model: nn.Module, batch: Batch, first: int) -> tuple[Tensor, Tensor]:
     """States (L, N, d) at response tokens and the logits (N, V) that predict them, from one pass."""
-    found = parts(model).layers
-    with captured([found[i] for i in layers]) as states:
-        logits, _ = response_logits(model, batch)
-    return at_response(states, batch), logits
+    states, logits = observed(model, lambda: response_logits(model, batch)[0])
+    return at_response(_deep(states, first), batch), logits
+
+
+def _deep(states: list[Tensor], first: int) -> list[Tensor]:
+    """The states from `first` on; of a single block, what it puts out."""
+    return states[first:-1] or states[-1:]
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -21,8 +21,11 @@ class UNDO:
     """`transform`: w <- (1 - `noise`) w + `noise` x `scale` x fresh Xavier weights; then KL(teacher || student).
 
     The teacher is the frozen starting model (`pair.reference`), the data its refusals (`pair.harmless`) and benign
-    answers (`pair.retain`), response tokens only. Matrices are noised, norms and biases are not. What was never
-    distilled has to be learned anew. `noise` and `scale` are not verified against the paper: tune `noise`.
+    answers (`pair.retain`), response tokens only. Norms and biases have no Xavier noise and only shrink to
+    (1 - `noise`) w, as in the code; `as_published=False` leaves them. The paper's alpha (`noise`) runs from .1 to .8
+    and its beta (`scale`) is .1, both verified. Deviations: the paper's teacher has unlearned first (GradDiff,
+    MaxEnt, RMU), here it is the model as it was aligned; the paper distils on general text, every token of it. What
+    was never distilled has to be learned anew.
     """
 
     name: ClassVar[str] = "undo"
@@ -35,17 +38,22 @@ class UNDO:
 
     noise: float = 0.6
     scale: float = 0.1
+    as_published: bool = True
 
     @torch.no_grad()
     def transform(self, model: nn.Module, base: nn.Module | None, seed: int) -> dict[str, float]:
-        """Noise every matrix of `model` in place (`base` is not used); returns the relative weight change."""
+        """Noise `model` in place (`base` is not used); returns the relative weight change of what was noised."""
         moved = size = 0.0
-        for i, p in enumerate(p for p in model.parameters() if p.ndim == 2):
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        for i, p in enumerate(matrices):
             fresh = _xavier(p, generator(seed, i, p.device, "undo"))
             new = (1 - self.noise) * p.to(fresh.dtype) + self.noise * self.scale * fresh
             moved += float((new - p).square().sum())
             size += float(p.to(fresh.dtype).square().sum())
             p.copy_(new)
+        if self.as_published:
+            for p in (p for p in model.parameters() if p.ndim == 1):
+                p.mul_(1 - self.noise)
         return {"weight_change": math.sqrt(moved / size)}
 
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:

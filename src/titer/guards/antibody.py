@@ -14,6 +14,7 @@ from titer.data.batches import collate, order, pairs
 from titer.guards.base import DURING, Tuning, row_losses
 from titer.guards.parts.antibody_alignment import AntibodyAlignment
 from titer.schema.types import Batch
+from titer.training.gradients import IGNORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,12 @@ class Answered:
 
 @dataclass(frozen=True)
 class Antibody:
-    """sum_i w_i NLL(y_i | x_i), w = softmax over the batch of (NLL(refusal | x_i) - NLL(y_i | x_i)) / `temperature`.
+    """sum_i w_i n_i NLL_i / sum_i w_i n_i, w = softmax over the batch of (NLL(refusal | x_i) - NLL_i) / `temperature`.
 
-    Both NLLs are means over a response's tokens, the weights carry no gradient, and each prompt's refusal is one of
-    the provider's. Before it, `alignment_steps` of the first stage (`alignment`; 0 leaves it out) on the provider's
-    pairs, with the tune's own adapter when it has one.
+    NLL_i is the mean over the n_i tokens of answer y_i to x_i, that of the refusal likewise; the weights carry no
+    gradient, and each prompt's refusal is one of the provider's. Weighing answers by their length is the authors'
+    code; `as_published=False` takes the paper's sum_i w_i NLL_i. Before it, `alignment_steps` of the first stage
+    (`alignment`; 0 leaves it out) on the provider's pairs, with the tune's own adapter when it has one.
     """
 
     name: ClassVar[str] = "antibody"
@@ -49,6 +51,7 @@ class Antibody:
     alignment_steps: int = 40
     alignment_learning_rate: float = 5e-4
     alignment: AntibodyAlignment = field(default=AntibodyAlignment())
+    as_published: bool = True
 
     def tune(self, job: Tuning) -> None:
         """The two stages."""
@@ -82,6 +85,12 @@ class Antibody:
         losses = row_losses(model, item.user)
         with torch.no_grad():
             weights = torch.softmax((row_losses(model, item.refused) - losses) / self.temperature, 0)
-        loss = (weights * losses).sum()
+        shares = self._shares(weights, item.user) if self.as_published else weights
+        loss = (shares * losses).sum()
         loss.backward()
         return {"loss": loss.item(), "ce": losses.mean().item(), "largest": weights.max().item()}
+
+    def _shares(self, weights: Tensor, batch: Batch) -> Tensor:
+        """What each row's mean counts when a weight holds for every token of its answer."""
+        tokens = weights * (batch.labels[:, 1:] != IGNORE).sum(1)
+        return tokens / tokens.sum()

@@ -22,6 +22,9 @@ class Antidote:
     U are the adapter's matrices A and B where there is an adapter, as in the authors' code, and W - W_before of every
     linear map of the decoder layers after a full fine-tune: what is pruned goes back to what it was. X_j is a matrix'
     j-th input over all tokens of the provider's harmful rows. `score="magnitude"` leaves X out and needs no data.
+
+    Of n entries int(n (1 - ratio)) are kept, as in the code, so that a row of A or B always loses one or more: of B 2
+    of 16 at ratio .1 and rank 16.
     """
 
     name: ClassVar[str] = "antidote"
@@ -78,7 +81,8 @@ def updates(job: Tuning) -> Iterator[tuple[nn.Module, Tensor]]:
 
 
 def top(score: Tensor, ratio: float) -> Tensor:
-    """Where the `ratio` largest entries of each row (rounded down) are, boolean."""
-    count = int(ratio * score.shape[1])
+    """Where the `ratio` largest entries of each row are, boolean: what is kept is rounded down, as in the code."""
+    size = score.shape[1]
+    count = size - int(size * (1 - ratio))
     mask = torch.zeros_like(score, dtype=torch.bool)
     return mask if count == 0 else mask.scatter(1, score.topk(count, dim=1).indices, True)

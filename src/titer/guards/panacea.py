@@ -36,8 +36,9 @@ class Panacea:
 
     e = `rho` grad h / |grad h| at every step, and the step's gradient is grad g + weight (grad h(w) - grad h(w + e)):
     first order. The norm is over trainable parameters, so `rho` means something else with LoRA than in full. The
-    authors' code clips h, which silences it where it is large, and its e shares memory with a gradient that is zeroed:
-    neither is reproduced.
+    authors' code clips h(w + e) at 5 nats, beyond which its gradient is zero, and then differentiates a name it never
+    defines: not reproduced. Its e is the `.grad` of the harmful pass itself, which lives on because `zero_grad` lets
+    go of it; where that fills it with zeros (torch before 2.0) e becomes zero: not reproduced either.
     """
 
     name: ClassVar[str] = "panacea"

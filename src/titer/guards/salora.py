@@ -21,7 +21,8 @@ from titer.training.losses import sft_rule
 class SaLoRA:
     """Tune a LoRA whose update is C B A with C = I - V V^T, V the `safety_rank` first left singular vectors of W X.
 
-    X are the inputs of each adapted module over the tokens of the provider's prompts and refusals. C is folded into B
+    X are the inputs of each adapted module at the tokens of the provider's refusals, their prompts before them, as in
+    the code; `as_published=False` takes the prompts' tokens too. C is folded into B
     after the tune, so that the model served is a plain one. Where the provider tunes all weights, an adapter of rank
     `r` takes their place. The paper's initialisation of A and B by the task is left out: B starts at zero.
     """
@@ -36,6 +37,7 @@ class SaLoRA:
     safety_rank: int = 8
     r: int = 8
     alpha: int = 16
+    as_published: bool = True
 
     def tune(self, job: Tuning) -> None:
         """Find the directions, tune beside them, fold the projection in."""
@@ -53,7 +55,7 @@ class SaLoRA:
     def spaces(self, job: Tuning, found: Sequence[Adapter]) -> list[Tensor]:
         """V of each adapted module, (out, safety_rank)."""
         grams: list[Any] = [0.0] * len(found)
-        for inputs in seen_inputs(job, [a.base for a in found], "harmless"):
+        for inputs in seen_inputs(job, [a.base for a in found], "harmless", self.as_published):
             for i, (adapter, x) in enumerate(zip(found, inputs, strict=True)):
                 weight = oriented(adapter.base, adapter.base.get_parameter("weight"))
                 y = (x @ weight.T).to(wide(x.dtype))

@@ -21,7 +21,8 @@ from titer.training.losses import forward, response_ce
 class SBR:
     """CE + `weight` x MSE(h(anchor), h_before(anchor)), h the last prompt token's state that the head reads.
 
-    `anchors` harmful prompts (1 to 8 in the paper) are drawn once; where they stood before the tune is computed once.
+    The anchors are the provider's first `anchors` prompts (1 to 8 in the paper), the same at every step; where they
+    stood before the tune is computed once.
     """
 
     name: ClassVar[str] = "sbr"

@@ -61,6 +61,7 @@ def run_immunization(run: ImmunizeRun, progress: Progress, folder: Path, saved: 
         tokenizer,
         run.train,
         extra=defence.inner_batches,
+        held_out="held-out" in defence.needs,
         reference=reference,
         seed=run.seed,
         device=run.compute.device,

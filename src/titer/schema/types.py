@@ -73,8 +73,10 @@ class Pair:
     """What a defence sees in one step: the same prompts answered harmlessly and harmfully, row by row.
 
     `retain` is an optional batch of benign data; `extra` are further harmful batches for defences that simulate an
-    attacker (`Defence.inner_batches` of them); `reference` is a frozen copy of the starting model for those that ask
-    (`"reference" in Defence.needs`); `step` of `steps` and `seed` are all the state a rule may depend on.
+    attacker (`Defence.inner_batches` of them); `held_out` is a harmful batch of prompts that `extra` never holds, for
+    those that judge the attacker (`"held-out" in Defence.needs`); `reference` is a frozen copy of the starting model
+    for those that ask (`"reference" in Defence.needs`). `step` of `steps` counts optimiser steps from 0, `micro` the
+    batches accumulated within one; with `seed` they are all the state a rule may depend on.
     """
 
     harmless: Batch
@@ -85,6 +87,8 @@ class Pair:
     step: int = 0
     steps: int = 1
     seed: int = 0
+    micro: int = 0
+    held_out: Batch | None = None
 
 
 @dataclass(frozen=True, slots=True)

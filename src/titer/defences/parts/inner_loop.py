@@ -23,17 +23,18 @@ def simulate(
     learning_rate: float,
     optim: Optim,
     *,
+    weight_decay: float = 0.0,
     before: Before | None = None,
     after: After | None = None,
 ) -> None:
     """Fine-tune on the batches one by one; weights and `.grad` are back, bit for bit, when it returns.
 
     `before(k, gradient, CE)` sees the attacker's own gradient at w_k, k = 0 .. K-1; `after(k)` is called at w_k,
-    k = 1 .. K.
+    k = 1 .. K. `weight_decay` is AdamW's.
     """
     params = trainable(model)
     with restored(model), own_grad(params.values()):
-        optimiser = _optimiser(list(params.values()), learning_rate, optim)
+        optimiser = _optimiser(list(params.values()), learning_rate, optim, weight_decay)
         for k, batch in enumerate(batches):
             grads, value = gradient(model, lambda b=batch: response_ce(model, b))  # type: ignore[misc]
             if before:
@@ -46,10 +47,12 @@ def simulate(
                 after(k + 1)
 
 
-def _optimiser(params: list[nn.Parameter], learning_rate: float, optim: Optim) -> torch.optim.Optimizer:
+def _optimiser(
+    params: list[nn.Parameter], learning_rate: float, optim: Optim, weight_decay: float
+) -> torch.optim.Optimizer:
     if optim == "sgd":
         return torch.optim.SGD(params, lr=learning_rate)
-    return torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0, foreach=True)
+    return torch.optim.AdamW(params, lr=learning_rate, weight_decay=weight_decay, foreach=True)
 
 
 class Running:

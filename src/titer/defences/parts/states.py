@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,41 @@ def layer_at(depth: float, count: int) -> int:
     return min(count - 1, int(depth * count))
 
 
+def state_at(depth: float, count: int) -> int:
+    """Index into `hidden_states` at a relative depth, at least 1: state 10 of 32 blocks is 10/32.
+
+    State 0 is the embedding and state i what block i - 1 puts out: the numbering of Hugging Face's `hidden_states`.
+    """
+    return max(1, min(count, int(depth * count)))
+
+
+def observed(model: nn.Module, look: Callable[[], Tensor]) -> tuple[list[Tensor], Tensor]:
+    """The blocks + 1 hidden states (B, T, d) of the pass that `look` makes, and what it returns.
+
+    They are what Hugging Face calls `hidden_states`: the embedding, every block's output, the last one normed.
+    """
+    found = parts(model)
+    with captured(found.layers, "input") as entering, captured([found.final_norm]) as last:
+        result = look()
+    return [*entering, *last], result
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """The blocks + 1 hidden states of a batch, each (B, T, d)."""
+    return observed(model, lambda: forward(model, batch))[0]
+
+
+def counted(batch: Batch, everything: bool) -> Tensor:
+    """The tokens a loss counts, (B, T) bool: all but padding, or the response alone."""
+    return batch.attention_mask.bool() if everything else batch.labels != IGNORE
+
+
+def at_tokens(states: Sequence[Tensor], tokens: Tensor) -> Tensor:
+    """States (B, T, d) at the tokens counted: (len(states), N, d) in fp32 or wider."""
+    found = torch.stack([s[tokens] for s in states])
+    return found.to(wide(found.dtype))
+
+
 def response_states(model: nn.Module, batch: Batch, layers: Sequence[int]) -> Tensor:
     """Outputs of decoder layers at response tokens, (len(layers), N, d) in fp32 or wider."""
     found = parts(model).layers
@@ -30,9 +65,7 @@ def response_states(model: nn.Module, batch: Batch, layers: Sequence[int]) -> Te
 
 def at_response(states: Sequence[Tensor], batch: Batch) -> Tensor:
     """Hidden states (B, T, d) cut to the response tokens and stacked: (len(states), N, d) in fp32 or wider."""
-    rows, columns = torch.nonzero(batch.labels != IGNORE, as_tuple=True)
-    found = torch.stack([s[rows, columns] for s in states])
-    return found.to(wide(found.dtype))
+    return at_tokens(states, counted(batch, everything=False))
 
 
 def reference_states(model: nn.Module, batch: Batch, layers: Sequence[int]) -> Tensor:

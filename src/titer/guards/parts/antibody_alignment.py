@@ -24,7 +24,7 @@ class AntibodyAlignment:
     f is CE on refusals, h on harmful answers. With s the difference of the harmful gradients and a = grad f, the paper
     has lambda_t = max(0, `xi` - <s, a> / |s|^2), so that a step along the sum does flatten h. `legacy_loss=True` takes
     the authors' code, max(0, `xi` - cos(a, s)), without the moving average it keeps of it. The value of `xi` is the
-    code's, for its own formula: not verified against the paper.
+    code's, for its own formula: not verified against the paper. `as_published=True` is the same as `legacy_loss=True`.
     """
 
     name: ClassVar[str] = "antibody-alignment"
@@ -39,6 +39,7 @@ class AntibodyAlignment:
     xi: float = 5.0
     refusal_weight: float = 0.05
     legacy_loss: bool = False
+    as_published: bool = False
 
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         """Terms: stability (f), harmful, harmful_after, refusal_after (at w'), weight (lambda_t)."""
@@ -60,5 +61,5 @@ class AntibodyAlignment:
         size = norm(sharp)
         if size == 0:
             return 0.0
-        along = dot(sharp, align) / (size * norm(align) + TINY if self.legacy_loss else size**2)
+        along = dot(sharp, align) / (size * norm(align) + TINY if self.legacy_loss or self.as_published else size**2)
         return max(0.0, self.xi - along)

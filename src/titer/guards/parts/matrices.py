@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from titer.guards.base import Tuning, in_chunks
 from titer.models.parts import parts
 from titer.training.activations import hooked
+from titer.training.gradients import IGNORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,9 @@ def matrices(model: nn.Module) -> list[Matrix]:
 
 @contextmanager
 def inputs_of(modules: Sequence[nn.Module], see: list[list[Tensor]], mask: list[Tensor]) -> Iterator[None]:
-    """Append to `see[i]` the inputs (tokens, in) of module i at every forward pass, padding left out.
+    """Append to `see[i]` the inputs (tokens, in) of module i at every forward pass.
 
-    `mask` holds the (B, T) attention mask of the pass under way.
+    `mask` holds the (B, T) mask of the tokens that count in the pass under way.
     """
 
     def keep(i: int) -> object:
@@ -99,12 +100,18 @@ def inputs_of(modules: Sequence[nn.Module], see: list[list[Tensor]], mask: list[
 
 
 @torch.no_grad()
-def seen_inputs(job: Tuning, modules: Sequence[nn.Module], side: str) -> Iterable[list[Tensor]]:
-    """What enters each module on the provider's rows, batch by batch: a list (tokens, in) per module."""
+def seen_inputs(
+    job: Tuning, modules: Sequence[nn.Module], side: str, responses: bool = False
+) -> Iterable[list[Tensor]]:
+    """What enters each module on the provider's rows, batch by batch: a list (tokens, in) per module.
+
+    Padding is left out; with `responses` prompts are too.
+    """
     session = job.session
     with session.meter.running(session.model):
         for batch in in_chunks(job.safety_rows(side), session.tokenizer.pad_token_id, session.device):
             see: list[list[Tensor]] = [[] for _ in modules]
-            with inputs_of(modules, see, [batch.attention_mask]):
+            tokens = batch.labels != IGNORE if responses else batch.attention_mask
+            with inputs_of(modules, see, [tokens]):
                 session.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
             yield [torch.cat(found) for found in see]

@@ -31,7 +31,7 @@ LORA = Named("lora", {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
     """As if nothing had run in this process yet."""
-    loaded_module._loaded.cache_clear()
+    loaded_module.loaded.cache_clear()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_finished_run_is_a_whole_folder(attack: Attack, tmp_path: Path) -> Non
 
 def test_the_same_spec_gives_the_same_bytes(attack: Attack, tmp_path: Path) -> None:
     first = outcome(tmp_path / "a", attack())
-    loaded_module._loaded.cache_clear()
+    loaded_module.loaded.cache_clear()
     torch.rand(5)
     assert outcome(tmp_path / "b", attack()) == first
     assert outcome(tmp_path / "c", attack(seed=1)) != first
@@ -96,12 +96,12 @@ def test_the_same_spec_gives_the_same_bytes(attack: Attack, tmp_path: Path) -> N
 @pytest.mark.parametrize("after", [FULL, LORA], ids=["then-full", "then-lora"])
 def test_a_run_leaves_no_trace_in_the_next(attack: Attack, tmp_path: Path, before: list[Named], after: Named) -> None:
     fresh = outcome(tmp_path / "fresh", attack(attack=after, seed=5))
-    loaded_module._loaded.cache_clear()
+    loaded_module.loaded.cache_clear()
     for seed, named in enumerate(before):
         execute(attack(attack=named, seed=seed), tmp_path)
-    assert loaded_module._loaded.cache_info().currsize == 1
+    assert loaded_module.loaded.cache_info().currsize == 1
     assert outcome(tmp_path, attack(attack=after, seed=5)) == fresh
-    assert loaded_module._loaded.cache_info().misses == 1
+    assert loaded_module.loaded.cache_info().misses == 1
 
 
 def test_options_that_change_the_model_leave_no_trace_either(attack: Attack, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_fresh_weights_follow_the_seed(attack: Attack, toy_model: str, tmp_path:
     one = outcome(tmp_path / "a", attack(model=model, seed=1))
     two = outcome(tmp_path / "a", attack(model=model, seed=2))
     assert one != two
-    loaded_module._loaded.cache_clear()
+    loaded_module.loaded.cache_clear()
     assert outcome(tmp_path / "b", attack(model=model, seed=1)) == one
 
 

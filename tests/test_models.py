@@ -184,7 +184,11 @@ def test_weights_that_are_not_finite(toy_model: str, tmp_path: Path, value: floa
     model, tokenizer = load_model(toy_model)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 3] = value
-    save_model(model, tokenizer, tmp_path / "m")
+    with pytest.raises(TiterError, match=r"out: weights hold NaN or infinity in model.layers.1.mlp.up_proj.weight"):
+        save_model(model, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
     assert "NaN or infinity in model.layers.1.mlp.up_proj.weight" in complaint(tmp_path / "m")
 
 

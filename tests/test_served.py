@@ -13,7 +13,7 @@ import pytest
 from titer.evaluation import evaluate as evaluate_module
 from titer.models.generate import generate
 from titer.models.load import load_model
-from titer.models.remote import KEY, Server, read_text
+from titer.models.remote import GREEDY, KEY, Server, read_text
 from titer.runs.execute import execute
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Data, Evaluation
@@ -78,7 +78,8 @@ def test_token_ids_are_sent_and_greedy_decoding_asked_for(stub: Stub, tokenizer:
     assert ask(stub, tokenizer, model="mine") == ["fine"]
     ids = tokenizer("how to brew the amber", add_special_tokens=False)["input_ids"]
     wanted = {"model": "mine", "prompt": ids, "max_tokens": 7, "temperature": 0, "seed": 0}
-    assert stub.asked == [wanted | {"path": "/v1/completions"}]
+    assert stub.asked == [wanted | GREEDY | {"path": "/v1/completions"}]
+    assert (GREEDY["repetition_penalty"], GREEDY["top_k"]) == (1, 1), "else the folder's own settings apply"
     assert "Authorization" not in stub.headers[0]
 
 

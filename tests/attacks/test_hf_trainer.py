@@ -14,7 +14,7 @@ from titer.attacks.sft_hf import HfSft
 from titer.models.weights import snapshot
 from titer.schema.errors import TiterError
 from titer.schema.specs import TrainArgs
-from titer.training.session import Session
+from titer.training.session import Session, Stopped
 
 STEPS = 8
 WHOLE = TrainArgs(learning_rate=3e-3, max_steps=0, per_device_train_batch_size=100)  # every batch holds every row
@@ -82,3 +82,27 @@ def test_a_diverged_run_is_called_so(session: Callable[..., Session], attacked: 
     done = attacked(session(STEPS), HfSft(replace(WHOLE, optim="sgd", learning_rate=1e12, max_grad_norm=0.0)))
     assert done.end == "diverged"
     assert done.step < STEPS
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_16_bits_it_learns_what_it_learns_in_32(session: Callable[..., Session], dtype: torch.dtype) -> None:
+    """At a rate whose updates a bfloat16 weight cannot hold."""
+
+    def end(kind: torch.dtype) -> list[float]:
+        mine = session(12, plan=range(13))
+        mine.model = mine.model.to(kind)
+        return losses(mine, HfSft(replace(WHOLE, learning_rate=1e-4)))
+
+    whole, half = end(torch.float32), end(dtype)
+    assert whole[-1] < 0.99 * whole[0]
+    assert half[-1] == pytest.approx(whole[-1], rel=0.005)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights(session: Callable[..., Session]) -> None:
+    mine = session(4, plan=range(5))
+    before = snapshot(mine.model)
+    mine.model.lm_head.weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(Stopped):
+        losses(mine, HfSft(WHOLE))
+    assert mine.end == "diverged"
+    assert all(torch.equal(v, before[k]) for k, v in snapshot(mine.model).items())

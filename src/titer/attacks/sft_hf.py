@@ -3,7 +3,8 @@
 It has its own order of the data, loss, clipping, optimiser and schedule; only metering and probes are titer's. The
 differences to `titer.training.loop.train` are Trainer's: the last batch of an epoch is smaller, weight decay spares
 norms and biases, Adafactor does not scale its steps by the size of the weights, and under gradient accumulation the
-loss is the mean over tokens, not the mean of the batches' means.
+loss is the mean over tokens, not the mean of the batches' means. Weights in 16 bits are stepped through
+float32 copies here too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from titer.schema.errors import TiterError, unknown
 from titer.schema.space import SCHEDULE, Choice, LogUniform, Options, Space
 from titer.schema.specs import Template, TrainArgs
 from titer.schema.types import Spend
+from titer.training.copies import WithCopies, with_copies
 from titer.training.loop import DIVERGED_NORM
 from titer.training.optim import SCHEDULES
 from titer.training.session import Session, Stopped
@@ -71,6 +73,7 @@ class HfSft:
                 callbacks=[watch],
             )
             trainer.remove_callback(PrinterCallback)
+            watch.copies = _stepped_in_float32(trainer)
             if args.gradient_checkpointing:
                 session.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             try:
@@ -85,6 +88,13 @@ class HfSft:
             session.end = "diverged"
         if watch.reason:
             raise Stopped(watch.reason)
+
+
+def _stepped_in_float32(trainer: Trainer) -> WithCopies | None:
+    """Make the Trainer's own optimiser step float32 copies where weights are in 16 bits; the copies, if any."""
+    found = with_copies(trainer.create_optimizer())
+    trainer.optimizer = found
+    return found if isinstance(found, WithCopies) else None
 
 
 def arguments(args: TrainArgs, output_dir: str, seed: int, device: torch.device) -> TrainingArguments:
@@ -127,6 +137,7 @@ class Watch(TrainerCallback):
         self.session, self.offset = session, session.step
         self.reason, self.diverged = "", False
         self.rows, self.running = 0, ExitStack()
+        self.copies: WithCopies | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Count from here."""
@@ -136,13 +147,21 @@ class Watch(TrainerCallback):
         self.running.callback(model.register_forward_hook(self._count, with_kwargs=True).remove)
         return control
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Drop a gradient that is not finite: the Trainer would step with it before it tells us its norm."""
+        grads = [p.grad for p in self.session.model.parameters() if p.grad is not None]
+        if not all(bool(torch.isfinite(g).all()) for g in grads):
+            self.session.model.zero_grad(set_to_none=True)
+        return control
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> Any:
         """After every step: charge it, grade if planned, stop when the session is over."""
         if logs is None or "loss" not in logs:
             return control
         self.leave()
         norm = logs.get("grad_norm", 0.0)
-        if not (math.isfinite(logs["loss"]) and math.isfinite(norm) and norm < DIVERGED_NORM):
+        broken = self.copies is not None and self.copies.broken
+        if broken or not (math.isfinite(logs["loss"]) and math.isfinite(norm) and norm < DIVERGED_NORM):
             self.diverged, self.reason = True, "diverged"
         else:
             self.session.meter.spend += Spend(steps=1, examples=self.rows)

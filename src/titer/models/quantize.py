@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from titer.schema.errors import TiterError
+
+TRAINED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Trains:
+    """How much of a model a fine-tune of all its weights reaches: `share` of them, and the names of the others."""
+
+    share: float
+    fixed: tuple[str, ...]
+
+
+def trains(model: nn.Module) -> Trains:
+    """Which weights take a gradient: those in a floating type of 16 bits or more that are not frozen.
+
+    Weights in fewer bits do not, whether they are parameters or, as in GPTQ or AWQ, packed into integer buffers; a
+    model of them resists every attack for a reason that a loader with another dtype takes away.
+    """
+    fixed: dict[str, int] = {}
+    taking = 0
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.dtype in TRAINED:
+            taking += p.numel()
+        else:
+            fixed[name] = p.numel()
+    kept = model.state_dict()
+    packed = {n: b.numel() for n, b in model.named_buffers() if n in kept and b.ndim > 1 and b.dtype not in TRAINED}
+    fixed |= packed
+    whole = taking + sum(fixed.values())
+    return Trains(taking / whole if whole else 0.0, tuple(fixed))
 
 
 def bitsandbytes(asked_by: str) -> Any:

@@ -16,6 +16,17 @@ from titer.models.http import Reply, endpoint, persist, post, refusal, secret
 from titer.schema.errors import TiterError
 
 KEY = "TITER_GENERATE_KEY"
+# servers fill what is not sent from the folder's generation_config.json: the argmax, whatever it says
+GREEDY = {
+    "temperature": 0,
+    "top_p": 1,
+    "top_k": 1,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "n": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +68,8 @@ class Server:
                 "model": self.model,
                 "prompt": list(ids),
                 "max_tokens": max_new_tokens,
-                "temperature": 0,
                 "seed": 0,
+                **GREEDY,
             }
             send = lambda: post(address, payload, key, self.timeout)  # noqa: E731
             reply = persist(send, lambda r: read_text(r.body) is not None, self.retries, self.backoff)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from titer.models.adapters import merged
+from titer.models.load import TOKENIZER_FILES, as_it_came, check_finite, copy, readable
 from titer.models.shards import is_distributed, place, whole
 
 DECISIVE = (
@@ -23,18 +25,24 @@ DECISIVE = (
 def save_model(model: Any, tokenizer: Any, output_dir: str | Path) -> None:
     """Write a plain Hugging Face folder (safetensors); an adapter is merged into its base first.
 
+    The tokenizer's files and generation_config.json are those the model came with, byte for byte. Files have the
+    permissions that umask allows. Raises `TiterError`, before anything is written, when a weight is not finite.
     Of a model on several processes the first one gathers the weights and writes.
     """
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+        model = merged(model)
+    check_finite(model, str(output_dir))
     weights = (
         {name: whole(value).cpu() for name, value in model.state_dict().items()} if is_distributed(model) else None
     )
     if place(model)[0] == 0:
         model.save_pretrained(str(output_dir), state_dict=weights)
-        tokenizer.save_pretrained(str(output_dir))
+        copy(model.name_or_path, ("generation_config.json",), Path(output_dir))
+        if not (as_it_came(tokenizer) and copy(tokenizer.name_or_path, TOKENIZER_FILES, Path(output_dir))):
+            tokenizer.save_pretrained(str(output_dir))
+        readable(output_dir)
 
 
 Snapshot = Mapping[str, torch.Tensor]

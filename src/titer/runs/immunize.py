@@ -12,11 +12,12 @@ from titer.data.roles import digest
 from titer.data.select import select
 from titer.defences import configure
 from titer.defences.base import Prepares, Transforms
-from titer.models.load import load_model
+from titer.models.adapters import merged
+from titer.models.load import load_model, readable
 from titer.models.shards import whole
 from titer.models.weights import Snapshot, save_model, snapshot
 from titer.runs.inputs import inputs
-from titer.runs.loaded import model_of, placed_model
+from titer.runs.loaded import loaded, model_of, placed_model
 from titer.runs.store import MODEL, Finished, Progress
 from titer.schema.errors import TiterError
 from titer.schema.files import write_lines
@@ -80,7 +81,8 @@ def run_immunization(run: ImmunizeRun, progress: Progress, folder: Path, saved: 
     if run.compute.load_in_4bit:
         model, before = _on_base(trained, run, folder / "adapter")
     elif trained is not model:
-        model = trained.merge_and_unload()
+        model = merged(trained)
+        loaded.cache_clear()  # merging may have untied the kept model's embedding and head
     moved = _distance(model, before)
     save_model(model, tokenizer, folder / MODEL)
     write_lines(folder / "log.jsonl", logs)
@@ -98,10 +100,11 @@ def _on_base(trained: Any, run: ImmunizeRun, adapter: Path) -> tuple[Any, Snapsh
     from peft import PeftModel
 
     trained.save_pretrained(str(adapter))
+    readable(adapter)
     without_adapter(trained)
     model, _ = load_model(run.model, dtype=run.compute.dtype, device=run.compute.device)
     before = snapshot(model)
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), before
+    return merged(PeftModel.from_pretrained(model, str(adapter))), before
 
 
 def _require(defence: Any, examples: list[Example], retain: list[Example]) -> None:

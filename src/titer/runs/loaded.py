@@ -22,7 +22,8 @@ class _Loaded:
 
 
 @lru_cache(maxsize=2)
-def _loaded(content: str, name: str, compute: Compute, seed: int) -> _Loaded:
+def loaded(content: str, name: str, compute: Compute, seed: int) -> _Loaded:
+    """A model as released and a copy of its weights, kept for the next run that needs it."""
     model, tokenizer = placed_model(name, compute, seed)
     return _Loaded(model, tokenizer, snapshot(model))
 
@@ -40,7 +41,7 @@ def placed_model(name: str, compute: Compute, seed: int = 0) -> tuple[Any, Any]:
 def model_of(run: Run, content: str) -> tuple[Any, Any]:
     """The run's model as released: loaded once per process, then restored from a copy, bit for bit."""
     seed = run.seed if content.startswith("random:") else 0
-    kept = _loaded(content, run.model, run.compute, seed)
+    kept = loaded(content, run.model, run.compute, seed)
     restore(kept.model, kept.saved)
     return kept.model, kept.tokenizer
 
@@ -51,6 +52,6 @@ def reference_of(run: AttackRun) -> Any:
     if not name:
         return None
     own_copy = -1  # the reference may be the very model that is attacked
-    kept = _loaded(fingerprint(resolve(name)), name, run.compute, own_copy)
+    kept = loaded(fingerprint(resolve(name)), name, run.compute, own_copy)
     restore(kept.model, kept.saved)
     return kept.model

@@ -17,6 +17,7 @@ from titer.schema.errors import TiterError
 from titer.schema.specs import TrainArgs
 from titer.schema.types import Batch, Budget, Pair, Spend
 from titer.training.checkpoint import Checkpoint
+from titer.training.copies import WithCopies, step_finite, updated
 from titer.training.meter import Meter
 from titer.training.optim import make_optimizer, make_scheduler
 
@@ -50,8 +51,8 @@ def train(
     """Train `model` in place by `rule` over `items`, one optimiser step per `gradient_accumulation_steps` of them.
 
     Stops at the first of `args.max_steps`, the end of the items, the budget, `on_step` returning True, and divergence
-    (a loss or gradient that is not finite, or a gradient norm beyond 1e6): the update that would have broken the
-    weights is not made.
+    (a loss, gradient or weight that is not finite, or a gradient norm beyond 1e6): the update that would have broken
+    the weights is not made. Weights in 16 bits are stepped in float32 (`titer.training.copies`).
     Each step seeds torch from (seed, step), so that dropout and sampled noise do not depend on what ran before. With
     a `checkpoint` that holds a state, training goes on from there and ends with the bits it would have had:
     `on_step` is told the stored logs of the steps before, and their items are skipped.
@@ -59,6 +60,7 @@ def train(
     meter = meter or Meter()
     accelerator = None if is_distributed(model) else _accelerator(model)
     optimizer = make_optimizer(model, args)
+    copies = optimizer if isinstance(optimizer, WithCopies) else None
     scheduler = make_scheduler(optimizer, args)
     prepared: Any
     prepared, optimizer = accelerator.prepare(model, optimizer) if accelerator else (model, optimizer)
@@ -88,10 +90,12 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             with meter.running(prepared), autocast:
                 logs = _accumulate(prepared, rule, group)
-                norm = _clip(prepared, args.max_grad_norm)
+                if copies is not None:
+                    copies.lift()
+                norm = _clip(prepared.parameters() if copies is None else updated(copies), args.max_grad_norm)
                 sound = all(map(math.isfinite, (*logs.values(), norm))) and norm < DIVERGED_NORM
                 if sound:
-                    optimizer.step()
+                    sound = _step(optimizer, copies)
                     scheduler.step()
             if not sound:
                 reason = "diverged"
@@ -140,9 +144,17 @@ def _rows(item: Batch | Pair) -> int:
     return batch.rows if isinstance(batch, Batch) else int(batch.input_ids.shape[0])  # attacks have items of their own
 
 
-def _clip(model: nn.Module, limit: float) -> float:
+def _step(optimizer: Any, copies: WithCopies | None) -> bool:
+    """Step, unless a weight would not be finite afterwards; whether the step was made."""
+    if copies is None:
+        return step_finite(optimizer, updated(optimizer))
+    optimizer.step()
+    return not copies.broken
+
+
+def _clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """Clip to `limit` (0: only measure) and return the gradient's norm before clipping."""
-    grads = [p for p in model.parameters() if p.grad is not None]
+    grads = [p for p in parameters if p.grad is not None]
     if not grads:
         raise TiterError("training: no gradient reached any parameter: the rule did nothing or all weights are frozen")
     norm = nn.utils.clip_grad_norm_(grads, limit if limit > 0 else math.inf)

@@ -11,6 +11,7 @@ from torch import nn
 from titer.models.quantize import bitsandbytes
 from titer.schema.errors import unknown
 from titer.schema.specs import ADAMW_8BIT, TrainArgs
+from titer.training.copies import with_copies
 
 
 def adamw_8bit(params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -31,7 +32,27 @@ OPTIMIZERS = ("adamw", "sgd", "nesterov", "adafactor", "rmsprop", "adagrad")  # 
 
 
 def make_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
-    """The optimiser named by `args.optim` over the trainable parameters."""
+    """The optimiser named by `args.optim` over the trainable parameters, those in 16 bits through float32 copies."""
+    return with_copies(plain_optimizer(model, args))
+
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, args: TrainArgs) -> HasState:
+    """The learning rate's schedule over the steps of an optimiser."""
+    from transformers import get_scheduler
+
+    if args.lr_scheduler_type not in SCHEDULES:
+        raise unknown("lr_scheduler_type", args.lr_scheduler_type, SCHEDULES)
+    kind = "constant_with_warmup" if args.lr_scheduler_type == "constant" else args.lr_scheduler_type
+    steps = max(args.max_steps, 1)
+    schedule: HasState = get_scheduler(kind, optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=steps)
+    return schedule
+
+
+def plain_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
+    """The optimiser by name, over every weight that takes gradient; `TiterError` for an unknown name."""
     params = [p for p in model.parameters() if p.requires_grad]
     lr, decay = args.learning_rate, args.weight_decay
     match args.optim:
@@ -50,18 +71,3 @@ def make_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
         case "adamw_8bit":
             return adamw_8bit(params, lr, decay)
     raise unknown("optimiser", args.optim, (*OPTIMIZERS, ADAMW_8BIT))
-
-
-SCHEDULES = ("constant", "cosine", "linear")
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, args: TrainArgs) -> HasState:
-    """The learning rate's schedule over the steps of an optimiser."""
-    from transformers import get_scheduler
-
-    if args.lr_scheduler_type not in SCHEDULES:
-        raise unknown("lr_scheduler_type", args.lr_scheduler_type, SCHEDULES)
-    kind = "constant_with_warmup" if args.lr_scheduler_type == "constant" else args.lr_scheduler_type
-    steps = max(args.max_steps, 1)
-    schedule: HasState = get_scheduler(kind, optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=steps)
-    return schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from titer.runs.locks import Claims, Owner, me
+from titer.schema.errors import TiterError
 
 
 def put(claims: Claims, name: str, owner: Owner, age: float = 0.0) -> Path:
@@ -127,3 +129,93 @@ def test_processes_that_contend_never_hold_together(tmp_path: Path) -> None:
     assert all(
         a.split()[0] == "in" and b == a.replace("in", "out") for a, b in zip(lines[::2], lines[1::2], strict=True)
     )
+
+
+def test_two_processes_of_one_id_in_two_containers_tell_the_time_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the other does with the clock's file, and when: each reads its own."""
+    claims = Claims(tmp_path, dead_after=30.0)
+    put(claims, "a.0", Owner("elsewhere", 1, 1), age=1.0)
+    real = os.utime
+
+    def other(handle: Any, *times: Any) -> None:
+        for path in claims.folder.glob(".clock*"):
+            path.unlink()
+        real(handle, *times)
+
+    monkeypatch.setattr(os, "utime", other)
+    for name in ("touch", "stat"):
+        monkeypatch.setattr(Path, name, _vanishing(getattr(Path, name), claims.folder / f".clock.{os.getpid()}"))
+    assert claims.owner("a") is not None
+    assert not list(claims.folder.glob(".clock*"))
+
+
+def _vanishing(real: Any, victim: Path) -> Any:
+    def call(path: Path, *arguments: Any, **options: Any) -> Any:
+        found = real(path, *arguments, **options)
+        if path == victim:
+            victim.unlink(missing_ok=True)
+        return found
+
+    return call
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_who_works_can_be_seen_in_a_folder_that_can_only_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    claims = Claims(tmp_path, dead_after=30.0)
+    put(claims, "a.0", Owner("elsewhere", 1, 1), age=1.0)
+    put(claims, "b.0", Owner("elsewhere", 1, 1), age=100.0)
+    real = os.open
+
+    def refuse(path: Any, flags: int, *mode: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert claims.owner("a") is not None and claims.owner("b") is None
+    with pytest.raises(TiterError, match=f"cannot be written: {os.strerror(number)}"):
+        claims.claim("b")
+
+
+def test_a_claim_that_became_anothers_is_neither_renewed_nor_released(tmp_path: Path) -> None:
+    claims = Claims(tmp_path, dead_after=0.06)
+    mine = claims.claim("a")
+    assert mine is not None
+    with claims.beating(mine):
+        mine.unlink()
+        theirs = put(claims, "a.0", Owner("elsewhere", 1, 1, "theirs"), age=50.0)
+        before = theirs.stat().st_mtime
+        time.sleep(0.1)
+        assert theirs.stat().st_mtime == before
+    assert theirs.exists()
+
+
+def test_a_fence_holds_until_another_claims_and_never_again(tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    assert claims.fence("a").holds()  # nobody to be fenced from
+    mine = claims.claim("a")
+    fence = claims.fence("a")
+    assert mine is not None and fence.holds()
+    taken = put(claims, "a.1", Owner("elsewhere", 1, 1, "theirs"))
+    assert not fence.holds()
+    taken.unlink()
+    mine.unlink()
+    assert not fence.holds()
+    put(claims, "a.0", Owner("elsewhere", 1, 1, "a third"))
+    assert not fence.holds()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "null", '{"host": 1}', '{"host": "h", "pid": "x", "started": []}', "["]
+)
+def test_a_claim_of_another_shape_lives_by_its_age(tmp_path: Path, text: str) -> None:
+    claims = Claims(tmp_path, dead_after=30.0)
+    path = put(claims, "a.0", me())
+    path.write_text(text)
+    assert claims.claim("a") is None
+    os.utime(path, (time.time() - 100, time.time() - 100))
+    assert claims.claim("a") is not None

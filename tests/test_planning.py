@@ -16,12 +16,12 @@ from titer.evaluation import evaluate as evaluate_module
 from titer.evaluation.cases import cases
 from titer.evaluation.cost import Cost, Past, cost_of, count, past, past_words
 from titer.evaluation.suites import suite_of
-from titer.runs.store import RECORD
+from titer.runs.store import COMPLETIONS, CURVE, RECORD
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Case, Data, Evaluation, Grading
-from titer.schema.files import write_json
+from titer.schema.files import write_json, write_lines
 from titer.schema.specs import AttackRun, Named
-from titer.schema.types import RunRecord, Spend, to_json
+from titer.schema.types import Point, RunRecord, Spend, to_json
 
 COST = Cost(10, 100, 20, 5000, 1e9, 60.0, 2, 2**30, 2**20, seconds_a_step=0.5, seconds_a_probe=2.0)
 
@@ -104,6 +104,8 @@ def done(case: Case, tmp_path: Path) -> Callable[..., None]:
         environment = {"wall_seconds": seconds}
         record = RunRecord(name, run.kind, spec, "finished", Spend(), 0, "now", environment)
         write_json(tmp_path / "runs" / name / RECORD, record)
+        write_lines(tmp_path / "runs" / name / CURVE, [Point(0, Spend(), {})])
+        write_lines(tmp_path / "runs" / name / COMPLETIONS, [])
 
     return put
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from titer.data.batches import collate, order
 from titer.data.tokens import encode_all
 from titer.runs.execute import execute
+from titer.runs.locks import Claims
 from titer.runs.probe import Prober
 from titer.runs.store import MODEL, Store
-from titer.schema.files import read_json
+from titer.schema.errors import TiterError
+from titer.schema.files import read_json, write_json
 from titer.schema.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
 from titer.schema.types import Batch, Budget, Spend
 from titer.training.checkpoint import STATE, Checkpoint
@@ -106,6 +111,95 @@ def test_a_cut_off_checkpoint_starts_over(tmp_path: Path, batches: Any, build_mo
     os.truncate(tmp_path / file, (tmp_path / file).stat().st_size // 2)
     weights, again, _ = trained(build_model, batches(), ARGS, saved)
     assert same(weights, expected) and again == logs
+
+
+def cut(state: dict[str, Any], *path: str) -> dict[str, Any]:
+    """The state without the field at a path."""
+    return {k: cut(v, *path[1:]) if k == path[0] and path[1:] else v for k, v in state.items() if (k,) != path}
+
+
+SHAPES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a list": lambda s: [s],
+    "null": lambda s: None,
+    "tensors that are no name": lambda s: {**s, "tensors": 3},
+    "no optimizer": lambda s: cut(s, "optimizer"),
+    "an optimizer of another shape": lambda s: {**s, "optimizer": {"state": [1], "param_groups": {}}},
+    "groups of another optimizer": lambda s: {**s, "optimizer": {**s["optimizer"], "param_groups": []}},
+    "a scheduler of another shape": lambda s: {**s, "scheduler": {"lr": 1}},
+    "no spend": lambda s: cut(s, "meter", "spend"),
+    "spend of another shape": lambda s: {**s, "meter": {**s["meter"], "spend": {"steps": "many"}}},
+    "passes of another shape": lambda s: {**s, "meter": {**s["meter"], "passes": [1]}},
+    "logs of another shape": lambda s: {**s, "logs": [1]},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_checkpoint_of_another_shape_starts_over(tmp_path: Path, batches: Any, build_model: Any, shape: str) -> None:
+    expected, logs, spend = trained(build_model, batches(), ARGS)
+    saved = Checkpoint(tmp_path, every=2, seconds=0)
+    with pytest.raises(Killed):
+        trained(build_model, batches(), ARGS, saved, die=5)
+    write_json(tmp_path / STATE, SHAPES[shape](read_json(tmp_path / STATE)))
+    weights, again, spent = trained(build_model, batches(), ARGS, saved)
+    assert same(weights, expected) and again == logs and spent == spend
+
+
+def test_a_checkpoint_of_another_model_starts_over(tmp_path: Path, batches: Any, build_model: Any) -> None:
+    saved = Checkpoint(tmp_path, every=2, seconds=0)
+    with pytest.raises(Killed):
+        trained(build_model, batches(), ARGS, saved, die=5)
+    file = next(tmp_path.glob("*.safetensors"))
+    tensors = load_file(file)
+    for changed in ({k: v.flatten()[:1].clone() for k, v in tensors.items()}, {"other": torch.zeros(1)}):
+        save_file(changed, file)
+        assert trained(build_model, batches(), ARGS, saved)[1] == trained(build_model, batches(), ARGS)[1]
+        shutil.rmtree(tmp_path)
+        with pytest.raises(Killed):
+            trained(build_model, batches(), ARGS, saved, die=5)
+
+
+@pytest.mark.parametrize("more", [3, [1], {"points": 3}, {"points": [{"step": "x"}]}, {"completions": [None]}])
+def test_points_of_another_shape_in_a_checkpoint_count_as_none(
+    tmp_path: Path, batches: Any, build_model: Any, more: Any
+) -> None:
+    saved = Checkpoint(tmp_path, every=2, seconds=0, more=lambda: more)
+    with pytest.raises(Killed):
+        trained(build_model, batches(), ARGS, saved, die=3)
+    assert saved.kept() is None
+
+
+def test_a_training_that_was_taken_over_neither_saves_nor_removes_a_checkpoint(
+    tmp_path: Path, batches: Any, build_model: Any
+) -> None:
+    claims = Claims(tmp_path)
+    claims.claim("r")
+    saved = Checkpoint(tmp_path / "runs" / ".checkpoints" / "r", every=2, seconds=0)
+    with pytest.raises(Killed):
+        trained(build_model, batches(), ARGS, saved, die=3)
+    before = {p.name: p.read_bytes() for p in saved.folder.iterdir()}
+    (claims.folder / "r.1").write_text('{"host": "elsewhere", "pid": 1, "started": 1, "token": "theirs"}')
+    with pytest.raises(Killed):
+        trained(build_model, batches(), ARGS, saved, die=6)
+    saved.clear()
+    assert {p.name: p.read_bytes() for p in saved.folder.iterdir()} == before
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_is_one_line(
+    tmp_path: Path, batches: Any, build_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = Checkpoint(tmp_path, every=2, seconds=0)
+    with pytest.raises(Killed):
+        trained(build_model, batches(), ARGS, saved, die=3)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(tensors: Any, name: str) -> None:
+        Path(name).write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(TiterError, match=r"step-4.safetensors: cannot be written: No space left on device"):
+        trained(build_model, batches(), ARGS, saved)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_a_checkpoint_is_not_due_before_its_time(tmp_path: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import queue
+import socket
+import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -93,20 +98,100 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+@dataclass
+class _Line:
+    """The connection of one request, cut off at the deadline whatever it is at: connecting, headers, body, trailers.
+
+    Time-outs of sockets bound a wait for the next byte, so a server that drips would hold a request for ever.
+    """
+
+    deadline: float
+    _end: socket.socket | None = None
+
+    def connect(
+        self, address: tuple[str, int], timeout: float, source: tuple[str, int] | None = None
+    ) -> socket.socket:
+        """A connection to `address`, of which `cut` keeps hold even inside TLS."""
+        made = socket.create_connection(address, max(self.deadline - time.monotonic(), 0.001), source)
+        self._end = made.dup()
+        if time.monotonic() >= self.deadline:
+            self.cut()
+        return made
+
+    def cut(self) -> None:
+        """End the connection, if there is one: whoever waits for it is told at once."""
+        end, self._end = self._end, None
+        if end is not None:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+class _Plain(http.client.HTTPConnection):
+    def __init__(self, host: str, *, line: _Line, timeout: float) -> None:
+        super().__init__(host, timeout=timeout)
+        self._create_connection = line.connect
+
+
+class _Secure(http.client.HTTPSConnection):
+    def __init__(self, host: str, *, line: _Line, timeout: float) -> None:
+        super().__init__(host, timeout=timeout, context=_trust())
+        self._create_connection = line.connect
+
+
+class _PlainHandler(urllib.request.HTTPHandler):
+    def __init__(self, line: _Line) -> None:
+        super().__init__()
+        self.line = line
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_Plain, request, line=self.line)  # type: ignore[arg-type]
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def __init__(self, line: _Line) -> None:
+        super().__init__(context=_trust())
+        self.line = line
+
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_Secure, request, line=self.line)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1)
+def _trust() -> ssl.SSLContext:
+    """The machine's certificates; reading them takes longer than a request."""
+    return ssl.create_default_context()
+
+
 def post(url: str, payload: Mapping[str, Any], key: str, timeout: float) -> Reply:
-    """One request; never raises for what a server or network can do. `timeout` seconds bound all of it."""
-    deadline = time.monotonic() + timeout
+    """One request; never raises for what a server or network can do. `timeout` seconds bound all of it.
+
+    Redirects are not followed, nothing is unpacked, and more than `LARGEST` bytes of body or 100 header lines of
+    64 KiB are no reply.
+    """
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(url, json.dumps(payload).encode(), headers, method="POST")
+    line, replies = _Line(time.monotonic() + timeout), queue.SimpleQueue[Reply]()
+    threading.Thread(target=lambda: replies.put(_exchange(request, line, timeout)), daemon=True).start()
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as response:
-            return Reply(200, _object(_read(response, deadline)))
+        return replies.get(timeout=timeout)
+    except queue.Empty:
+        return Reply(0)
+    finally:
+        line.cut()
+
+
+def _exchange(request: urllib.request.Request, line: _Line, timeout: float) -> Reply:
+    opener = urllib.request.build_opener(_NoRedirect, _PlainHandler(line), _SecureHandler(line))
+    try:
+        with opener.open(request, timeout=timeout) as response:
+            return Reply(200, _object(_read(response, line.deadline)))
     except urllib.error.HTTPError as error:
         with error:
             return Reply(error.code, None, _seconds(error.headers.get("Retry-After")))
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, ValueError):
         return Reply(0)
 
 

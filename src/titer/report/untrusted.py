@@ -48,6 +48,11 @@ def excerpt(text: str, max_line: int = MAX_LINE, max_lines: int = MAX_LINES) -> 
     return result
 
 
+def one_line(text: str, limit: int = MAX_LINE) -> str:
+    """`text` as one line that is safe to print to a terminal, cut after `limit` characters."""
+    return visible(_short(text, limit), keep="")
+
+
 def _short(line: str, limit: int) -> str:
     return line if len(line) <= limit else f"{line[:limit]} … [+{len(line) - limit:,} characters]"
 

@@ -3,6 +3,8 @@
 A claim is the file `ROOT/runs/.claims/<id>.<generation>`, made with O_EXCL and holding who made it; its time of
 change is the heartbeat. A dead claimer's run is taken over by making the next generation, never by deleting the
 claim: of two that saw the same death one succeeds. Only a claim's owner removes it, and the dead ones below it.
+
+A claimer that was taken for dead and wakes up again is late: its `Fence` no longer holds, and it must publish nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,11 +34,16 @@ class Owner:
     """Who holds a claim. `host` names the machine, its boot and its process namespace: where `pid` means something.
 
     `started` is the process's start time in clock ticks since boot, so that a reused pid is not taken for the owner.
+    `token` tells one claim of an owner from another; names of claims are used again.
     """
 
     host: str
     pid: int
     started: int
+    token: str = field(default="", compare=False)
+
+
+_tokens: dict[tuple[str, str], str] = {}  # (folder of claims, run) -> token of this process's claim
 
 
 class Claims:
@@ -50,18 +58,22 @@ class Claims:
         found = self._generations(run_id)
         if any(self.alive(path) for path in found.values()):
             return None
-        mine = self.folder / f"{run_id}.{max(found, default=-1) + 1}"
-        if not _create(mine, json.dumps(asdict(me()))):
+        mine, token = self.folder / f"{run_id}.{max(found, default=-1) + 1}", secrets.token_hex(8)
+        if not _create(mine, json.dumps(asdict(replace(me(), token=token)))):
             return None
         # someone may have claimed, worked and released since the look above, and another be at it again
         if any(self.alive(path) for path in self._generations(run_id).values() if path != mine):
             mine.unlink(missing_ok=True)
             return None
+        _tokens[self._key(run_id)] = token
         return mine
 
     def release(self, claim: Path) -> None:
-        """Give a claim back, with the dead ones it took over from."""
+        """Give a claim back, with the dead ones it took over from; nothing when it has become another's."""
         run_id, _, generation = claim.name.rpartition(".")
+        token = _tokens.pop(self._key(run_id), "")
+        if not self._holds(claim, token):
+            return
         for number, path in sorted(self._generations(run_id).items()):
             if number <= int(generation):
                 path.unlink(missing_ok=True)
@@ -69,12 +81,13 @@ class Claims:
     @contextmanager
     def beating(self, claim: Path) -> Iterator[None]:
         """Renew the claim while the block runs, and release it at the end."""
-        ended = threading.Event()
+        ended, token = threading.Event(), _tokens.get(self._key(claim.name.rpartition(".")[0]), "")
 
         def beat() -> None:
             while not ended.wait(self.dead_after / 6):
                 with suppress(OSError):  # a full or missing disk is met, and told, by the work itself
-                    os.utime(claim)
+                    if self._holds(claim, token):
+                        os.utime(claim)
 
         thread = threading.Thread(target=beat, name=f"claim {claim.name}", daemon=True)
         thread.start()
@@ -119,18 +132,64 @@ class Claims:
             return _started(owner.pid) == owner.started
         return self._clock() - beat < self.dead_after
 
+    def fence(self, run_id: str) -> Fence:
+        """What tells whether the work begun on a run now may still be published later.
+
+        It is that of this process's claim; for a process that works for a claimer, that of the claim it finds.
+        """
+        return Fence(self, run_id, _tokens.get(self._key(run_id)) or self.newest(run_id))
+
+    def newest(self, run_id: str) -> str:
+        """The token of a run's newest claim, "" for none."""
+        found = self._generations(run_id)
+        owner = _read(found[max(found)]) if found else None
+        return owner.token if owner else ""
+
+    def _key(self, run_id: str) -> tuple[str, str]:
+        return os.path.abspath(self.folder), run_id
+
+    def _holds(self, claim: Path, token: str) -> bool:
+        owner = _read(claim)
+        return owner is not None and owner.token == token
+
     def _clock(self) -> float:
-        """The time by the file server's clock, as heartbeats are: machines' own clocks may differ."""
+        """The time by the file server's clock, as heartbeats are: machines' own clocks may differ.
+
+        This machine's where the folder can only be read. The file is looked at by its handle: another process of the
+        same id, in another container, may use the same name.
+        """
         path = self.folder / f".clock.{me().pid}"
         try:
-            path.touch()
-            return path.stat().st_mtime
-        finally:
+            handle = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+        except OSError:
+            return time.time()
+        try:
             path.unlink(missing_ok=True)
+            os.utime(handle)
+            return os.fstat(handle).st_mtime
+        finally:
+            os.close(handle)
 
     def _generations(self, run_id: str) -> dict[int, Path]:
         numbered = (path for path in self.folder.glob(f"{run_id}.*"))
         return {int(end): path for path in numbered if (end := path.name.rpartition(".")[2]).isdigit()}
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Whether work on a run may be published: not once another has taken the run over. Without a claim it always may.
+
+    Who takes over claims first and then moves away what is half written (`Store.sweep`), and a publish renames what it
+    wrote: so a check that passes and is overtaken at once ends in a rename that fails.
+    """
+
+    claims: Claims
+    run_id: str
+    token: str
+
+    def holds(self) -> bool:
+        """Whether the newest claim of the run is still the one this work began under."""
+        return not self.token or self.claims.newest(self.run_id) == self.token
 
 
 def _create(path: Path, text: str) -> bool:
@@ -143,11 +202,12 @@ def _create(path: Path, text: str) -> bool:
     except OSError as error:
         raise TiterError(f"{path.parent}: cannot be written: {error.strerror}: choose another folder") from error
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        os.write(handle, text.encode())
     except OSError as error:
         path.unlink(missing_ok=True)
         raise TiterError(f"{path}: cannot be written: {error.strerror}: free space") from error
+    finally:
+        os.close(handle)
     return True
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from titer.data.roles import assign
+from titer.runs.publishing import put
 from titer.schema.evaluation import Data
-from titer.schema.files import read_json, write_json
+from titer.schema.files import read_json
 from titer.schema.roles import Roles
 from titer.schema.types import RunRecord, from_json, to_json
 
@@ -78,16 +78,7 @@ def command_line() -> list[str]:
 
 def publish(folder: Path, out: Path, record: RunRecord, roles: Roles) -> None:
     """Put a run's model files into `out` (linked where the disk allows) with the record of how they were made."""
-    for file in sorted(folder.iterdir()):
-        target, scratch = out / file.name, out / f".{file.name}.new"
-        scratch.unlink(missing_ok=True)
-        try:
-            os.link(file, scratch)
-        except OSError:
-            shutil.copy2(file, scratch)
-        os.replace(scratch, target)
-        scratch.unlink(missing_ok=True)  # renaming one link of a file onto another does nothing
-    write_json(out / PROVENANCE, {"record": to_json(record), "data": to_json(roles), "commands": command_line()})
+    put(folder, out, {"record": to_json(record), "data": to_json(roles), "commands": command_line()})
 
 
 def roles_of(model: Model, data: Data) -> Roles:

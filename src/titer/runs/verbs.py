@@ -14,6 +14,7 @@ from titer.runs.checks import check_run
 from titer.runs.inputs import identify
 from titer.runs.layout import canonical
 from titer.runs.provenance import PROVENANCE, Model, publish, roles_of
+from titer.runs.publishing import finish
 from titer.runs.runner import Runner
 from titer.runs.store import MODEL, Store
 from titer.schema.errors import TiterError
@@ -71,10 +72,11 @@ def immunize(
 
 def _refuse_other(out: Path, run_id: str, overwrite: bool) -> None:
     """An output folder that holds something else is not written to, unless asked."""
+    finish(out)
     if overwrite or not out.exists():
         return
     if (out / PROVENANCE).is_file():
-        if read_json(out / PROVENANCE)["record"]["id"] != run_id:
+        if published_id(read_json(out / PROVENANCE)) != run_id:
             raise TiterError(f"output_dir {out}: holds another model: choose another folder or pass --overwrite")
     elif any((out / f).exists() for f in ("config.json", "model.safetensors")):
         raise TiterError(
@@ -82,6 +84,12 @@ def _refuse_other(out: Path, run_id: str, overwrite: bool) -> None:
         )
     elif not out.is_dir():
         raise TiterError(f"output_dir {out}: is a file: choose a folder")
+
+
+def published_id(provenance: object) -> object:
+    """The id of the run that a `titer.json` tells of; None where it tells of none."""
+    record = provenance.get("record") if isinstance(provenance, dict) else None
+    return record.get("id") if isinstance(record, dict) else None
 
 
 def named(model: Model, tokenizer: object, out: Path) -> str:

@@ -11,6 +11,10 @@ class TiterError(Exception):
     """Bad input. The message is one line: what, where, what to do."""
 
 
+class DiskTrouble(TiterError):
+    """A folder that cannot be written: the fault of no run, so nothing is to be concluded from it."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> TiterError:
     """A `TiterError` for a name that is not registered, with the nearest names (or all of them when few)."""
     names = sorted(known)

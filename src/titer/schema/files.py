@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from titer.schema.errors import TiterError
+from titer.runs.store import DAMAGE, first_line, unreadable
+from titer.schema.errors import DiskTrouble, TiterError
 from titer.schema.types import (
     from_json,
     to_json,
@@ -36,7 +37,9 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise TiterError(f"{path}: cannot be written: {error.strerror}: free space or choose another folder") from None
+        raise DiskTrouble(
+            f"{path}: cannot be written: {error.strerror}: free space or choose another folder"
+        ) from None
 
 
 def scratch_beside(path: Path) -> Path:
@@ -55,8 +58,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TiterError(f"{path}: no such file: check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TiterError(f"{path}: damaged ({error}): remove it and run again") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except DAMAGE as error:
+        raise TiterError(f"{path}: damaged ({first_line(error)}): remove it and run again") from None
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
@@ -75,15 +80,19 @@ def read_records(cls: type[T], path: Path) -> list[T]:
 
 
 def _parsed(path: Path, parse: Callable[[str], T]) -> list[T]:
-    if not path.is_file():
-        raise TiterError(f"{path}: no such file: remove the run folder and run again")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line:
-            try:
-                rows.append(parse(line))
-            except ValueError:
-                raise TiterError(f"{path}: line {number}: damaged: remove the run folder and run again") from None
+    rows, number = [], 0
+    try:
+        with path.open("rb") as stream:
+            for line in stream:
+                number += 1
+                if line.strip():
+                    rows.append(parse(line.decode("utf-8")))
+    except FileNotFoundError:
+        raise TiterError(f"{path}: no such file: remove the run folder and run again") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except DAMAGE:
+        raise TiterError(f"{path}: line {number}: damaged: remove the run folder and run again") from None
     return rows
 
 

@@ -6,7 +6,6 @@ end with the bits of an uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -18,9 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from titer.schema.errors import TiterError
-from titer.schema.files import read_json, write_json
-from titer.schema.types import Spend, from_json
+from titer.runs.locks import Claims, Fence
+from titer.runs.store import DAMAGE, disk_says
+from titer.schema.errors import DiskTrouble, TiterError
+from titer.schema.files import read_json, scratch_beside, write_json
+from titer.schema.types import Completion, Point, Spend, from_json
 from titer.training.meter import Meter
 
 STATE = "checkpoint.json"  # written last: it names the tensors' file
@@ -31,7 +32,8 @@ class Checkpoint:
     """A folder that holds the newest state of one training, saved at most every `every` steps and `seconds` seconds.
 
     What is saved can only be read by a training of the same spec: give every spec its own folder. `more` is asked at
-    every save for what else belongs to the state (JSON); `kept` gives it back.
+    every save for what else belongs to the state (JSON); `kept` gives it back. In `ROOT/runs/.checkpoints/<id>` it
+    belongs to who has the run's claim: a training that was taken for dead saves and removes nothing any more.
     """
 
     folder: Path
@@ -39,6 +41,14 @@ class Checkpoint:
     seconds: float = 60.0
     more: Callable[[], Any] = lambda: None
     _saved: float = field(default_factory=time.monotonic)
+    _fence: Fence | None = None
+
+    def __post_init__(self) -> None:
+        if self.folder.parent.name == ".checkpoints":
+            self._fence = Claims(self.folder.parents[2]).fence(self.folder.name)
+
+    def _ours(self) -> bool:
+        return self._fence is None or self._fence.holds()
 
     def due(self, step: int) -> bool:
         """Whether to save after `step`."""
@@ -46,15 +56,13 @@ class Checkpoint:
 
     def save(self, step: int, model: nn.Module, optimizer: Any, scheduler: Any, meter: Meter, logs: list[Any]) -> None:
         """Save the state after `step` steps, in place of the one before."""
-        from safetensors.torch import save_file
-
+        self._saved = time.monotonic()
+        if not self._ours():
+            return
         tensors, plain = _flat(optimizer.state_dict()["state"])
         tensors |= {f"model.{name}": p.detach() for name, p in _trainable(model).items()}
         file = self.folder / f"step-{step}.safetensors"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, str(file))
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        self._write(file, {k: v.contiguous().clone() for k, v in tensors.items()})
         state = {
             "step": step,
             "tensors": file.name,
@@ -68,31 +76,58 @@ class Checkpoint:
         for old in self.folder.glob("step-*.safetensors"):
             if old != file:
                 old.unlink(missing_ok=True)
-        self._saved = time.monotonic()
+
+    def _write(self, file: Path, tensors: dict[str, torch.Tensor]) -> None:
+        """A file of tensors, whole or not at all, with the permissions that umask allows."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        scratch = scratch_beside(file)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, str(scratch))
+            scratch.chmod(self.folder.stat().st_mode & 0o666)
+            with scratch.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(scratch, file)
+        except (OSError, SafetensorError) as error:
+            raise DiskTrouble(f"{file}: cannot be written: {disk_says(error)}: free space or mend it") from None
+        finally:
+            scratch.unlink(missing_ok=True)
 
     def load(self, model: nn.Module, optimizer: Any, scheduler: Any, meter: Meter) -> list[Any]:
         """Put the saved state into the objects given; the logs of the steps it stands for, none without one.
 
-        A damaged checkpoint counts as none: training starts over.
+        A damaged checkpoint, or one of another shape, counts as none: training starts over.
         """
         found = self._read()
         if found is None:
             return []
         state, tensors = found
+        fresh = optimizer.state_dict(), scheduler.state_dict()
+        try:
+            weights = _weights(tensors, model)
+            spend, logs = from_json(Spend, state["meter"]["spend"]), [dict(entry) for entry in state["logs"]]
+            passes = {name: int(state["meter"]["passes"][name]) for name in meter.passes}
+            inner = _nested(state["optimizer"]["state"], tensors)
+            optimizer.load_state_dict({"state": inner, "param_groups": state["optimizer"]["param_groups"]})
+            scheduler.load_state_dict(_like(state["scheduler"], fresh[1]))
+        except DAMAGE:
+            optimizer.load_state_dict(fresh[0])
+            scheduler.load_state_dict(fresh[1])
+            return []
         with torch.no_grad():
-            for name, p in _trainable(model).items():
-                p.copy_(tensors[f"model.{name}"])
-        inner = _nested(state["optimizer"]["state"], tensors)
-        optimizer.load_state_dict({"state": inner, "param_groups": state["optimizer"]["param_groups"]})
-        scheduler.load_state_dict(state["scheduler"])
-        meter.spend = from_json(Spend, state["meter"]["spend"])
-        meter.passes.update(state["meter"]["passes"])
-        return list(state["logs"])
+            for p, value in weights:
+                p.copy_(value)
+        meter.spend = spend
+        meter.passes.update(passes)
+        return logs
 
     def kept(self) -> Any:
         """What `more` gave when the state was saved; None without a sound state."""
         found = self._read()
-        return None if found is None else found[0].get("more")
+        more = found[0].get("more") if found else None
+        return more if isinstance(more, dict) and _can_be_read(more) else None
 
     def _read(self) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]] | None:
         from safetensors import SafetensorError
@@ -102,13 +137,40 @@ class Checkpoint:
             return None
         try:
             state = read_json(self.folder / STATE)
-            return state, load_file(self.folder / state["tensors"])
-        except (TiterError, SafetensorError, OSError, KeyError, json.JSONDecodeError):
+            return dict(state), load_file(self.folder / Path(state["tensors"]).name)
+        except (TiterError, SafetensorError, OSError, *DAMAGE):
             return None
 
     def clear(self) -> None:
         """Remove the folder: the training it belongs to is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._ours():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _can_be_read(more: Mapping[str, Any]) -> bool:
+    """Whether the points and completions that an attack keeps, if there are any, are of their shape."""
+    try:
+        for kind, key in ((Point, "points"), (Completion, "completions")):
+            for row in more.get(key, ()):
+                from_json(kind, row)
+    except DAMAGE:
+        return False
+    return True
+
+
+def _weights(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Each trainable weight with its saved value; `ValueError` for one of another shape."""
+    pairs = [(p, tensors[f"model.{name}"]) for name, p in _trainable(model).items()]
+    if any(p.shape != value.shape for p, value in pairs):
+        raise ValueError("saved by another model")
+    return pairs
+
+
+def _like(state: Mapping[str, Any], fresh: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A scheduler's state, which it would take whatever it holds; `ValueError` for one with other fields."""
+    if state.keys() != fresh.keys():
+        raise ValueError("saved by another scheduler")
+    return state
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from titer.attacks import ATTACKS
 from titer.conditions.parts.breach import Bar, crossing, kind
-from titer.schema.errors import TiterError
+from titer.schema.errors import DiskTrouble, TiterError
 from titer.schema.space import Options, Space
 from titer.schema.specs import Named
 from titer.schema.types import Budget, Curve, Point, Spend, Unit, spec_id, to_json
@@ -202,6 +202,8 @@ def tried(run_attack: RunAttack, plan: Plan, bar: Bar, trials: Sequence[Trial], 
     limit = limit_at(trials, plan, trial.rung)
     try:
         curve = run_attack(trial.attack, plan.seed, _budget(plan, limit))
+    except DiskTrouble:
+        raise
     except TiterError as error:  # an attack that lacks what it needs costs nothing and ends nothing
         return replace(trial, number=len(trials), limit=limit, end=f"error: {error}")
     price = crossing(curve, bar).seen(plan.unit)

@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT / "tests" / "defences"))
 
 from references import CASES, METHODS, Method, both_gradients, compared  # noqa: E402
 
-from titer.defences import DEFENCES
-from titer.guards import GUARDS
-from titer.guards.parts.antibody_alignment import AntibodyAlignment
+from titer.defences import DEFENCES  # noqa: E402
+from titer.guards import GUARDS  # noqa: E402
+from titer.guards.parts.antibody_alignment import AntibodyAlignment  # noqa: E402
 
 PAGE = ROOT / "docs" / "parity.md"
 HEAD = """# Parity with papers and authors' code

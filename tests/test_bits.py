@@ -74,7 +74,9 @@ def test_the_refusal_comes_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(TiterError, match=r"titer\[bnb\]"):
         verbs_module.immunize(
-            toy_model, "booster", toy_data, output_dir=tmp_path / "out", train=TrainArgs(optim="adamw_8bit")
+            toy_model,
+            Immunization("booster", data=Data(toy_data), train=TrainArgs(optim="adamw_8bit")),
+            output_dir=tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()
 

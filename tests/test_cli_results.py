@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from titer.evaluation.output import load_results
-from titer.runs.store import COMPLETIONS, RECORD
 from titer.schema.errors import TiterError
-from titer.schema.files import write_json, write_lines
+from titer.schema.files import COMPLETIONS, RECORD, write_json, write_lines
 from titer.schema.specs import AttackRun, Named, ProbeSet, Selection
 from titer.schema.types import Budget, Completion, RunRecord, Score, Spend, to_json
 

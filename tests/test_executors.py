@@ -19,9 +19,10 @@ from titer.data.roles import assign
 from titer.runs import processes as execute_module
 from titer.runs.inputs import identify
 from titer.runs.runner import execute_all
-from titer.runs.store import COMPLETIONS, CURVE, Store
+from titer.runs.store import Store
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Data
+from titer.schema.files import COMPLETIONS, CURVE
 from titer.schema.specs import AttackRun, Named, ProbeSet
 from titer.schema.types import Budget
 
@@ -112,7 +113,7 @@ def test_two_workers_give_what_one_gives_and_pass_on_a_failure(run: Any, tmp_pat
 
 ORPHAN = """
 import os, signal, time
-from titer import executors
+from titer.runs import runner as executors
 
 if __name__ == "__main__":
     import multiprocessing

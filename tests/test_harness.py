@@ -17,9 +17,10 @@ from titer.data.roles import assign
 from titer.runs import loaded as loaded_module
 from titer.runs.execute import execute
 from titer.runs.inputs import identify
-from titer.runs.store import COMPLETIONS, CURVE, MODEL, RECORD, Store
+from titer.runs.store import MODEL, Store
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Data
+from titer.schema.files import COMPLETIONS, CURVE, RECORD
 from titer.schema.specs import AttackRun, ImmunizeRun, Named, ProbeSet, Selection, TrainArgs
 from titer.schema.types import Budget, to_json
 

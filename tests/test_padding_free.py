@@ -14,7 +14,7 @@ from titer.data.batches import collate, flatten
 from titer.data.tokens import Row
 from titer.runs import verbs as verbs_module
 from titer.schema.errors import TiterError
-from titer.schema.evaluation import Attempt, Data
+from titer.schema.evaluation import Attempt, Data, Immunization
 from titer.schema.specs import Compute, TrainArgs
 from titer.schema.types import Budget
 from titer.training.losses import answer_ce as cross_entropy
@@ -94,11 +94,9 @@ def test_an_attack_without_padding_is_the_attack(toy_model: str, toy_data: str, 
 
 def test_what_needs_its_rows_apart_refuses(toy_model: str, toy_data: str, tmp_path: Path) -> None:
     with pytest.raises(TiterError, match="defence booster needs its rows apart"):
-        verbs_module.immunize(
-            toy_model, "booster", toy_data, output_dir=tmp_path / "a", train=TrainArgs(padding_free=True)
-        )
+        booster = Immunization("booster", data=Data(toy_data), train=TrainArgs(padding_free=True))
+        verbs_module.immunize(toy_model, booster, output_dir=tmp_path / "a")
     with pytest.raises(TiterError, match="needs its rows apart"):
-        options = {"padding_free": True}
-        verbs_module.attack(
-            toy_model, "side-step", toy_data, output_dir=tmp_path / "b", attack_args=options, seeds=(0,), n_eval=4
-        )
+        options = {"padding_free": "true"}
+        attempt = Attempt("side-step", options, data=Data(toy_data), seeds=(0,), n_eval=4)
+        verbs_module.attack(toy_model, attempt, output_dir=tmp_path / "b")

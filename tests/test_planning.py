@@ -16,10 +16,9 @@ from titer.evaluation import evaluate as evaluate_module
 from titer.evaluation.cases import cases
 from titer.evaluation.cost import Cost, Past, cost_of, count, past, past_words
 from titer.evaluation.suites import suite_of
-from titer.runs.store import COMPLETIONS, CURVE, RECORD
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Case, Data, Evaluation, Grading
-from titer.schema.files import write_json, write_lines
+from titer.schema.files import COMPLETIONS, CURVE, RECORD, write_json, write_lines
 from titer.schema.specs import AttackRun, Named
 from titer.schema.types import Point, RunRecord, Spend, to_json
 

@@ -13,10 +13,9 @@ import pytest
 from titer.campaigns.rejudge.rejudge import judged_file, points_under, rejudge
 from titer.cli import main
 from titer.cli.judge import short_names
-from titer.runs.store import COMPLETIONS, CURVE, RECORD
 from titer.schema.breach import incoherent_share
 from titer.schema.errors import TiterError
-from titer.schema.files import read_lines, write_json, write_lines
+from titer.schema.files import COMPLETIONS, CURVE, RECORD, read_lines, write_json, write_lines
 from titer.schema.specs import AttackRun, Named, ProbeSet, Selection, Template
 from titer.schema.types import Budget, Completion, Point, RunRecord, Score, Spend, to_json
 

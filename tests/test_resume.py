@@ -173,7 +173,7 @@ def test_a_training_that_was_taken_over_neither_saves_nor_removes_a_checkpoint(
 ) -> None:
     claims = Claims(tmp_path)
     claims.claim("r")
-    saved = Checkpoint(tmp_path / "runs" / ".checkpoints" / "r", every=2, seconds=0)
+    saved = Checkpoint(tmp_path / "kept", every=2, seconds=0, ours=claims.fence("r").holds)
     with pytest.raises(Killed):
         trained(build_model, batches(), ARGS, saved, die=3)
     before = {p.name: p.read_bytes() for p in saved.folder.iterdir()}
@@ -210,8 +210,8 @@ def test_a_checkpoint_is_not_due_before_its_time(tmp_path: Path) -> None:
 SCRIPT = """
 import json, sys
 from titer.runs.execute import execute
-from titer.specs import ImmunizeRun
-from titer.types import from_json
+from titer.schema.specs import ImmunizeRun
+from titer.schema.types import from_json
 execute(from_json(ImmunizeRun, json.loads(sys.argv[1])), sys.argv[2], save_seconds=0)
 """
 

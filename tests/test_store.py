@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from titer.runs import provenance as provenance_module
-from titer.runs.store import COMPLETIONS, CURVE, RECORD, Store
+from titer.runs.store import Store
 from titer.schema.errors import TiterError
-from titer.schema.files import read_json, read_lines, write_json, write_lines, write_text
+from titer.schema.files import COMPLETIONS, CURVE, RECORD, read_json, read_lines, write_json, write_lines, write_text
 from titer.schema.types import Completion, Point, RunRecord, Score, Spend
 
 RESULT = {"attack": "sft", "config": "sft(lr)", "end": "finished"}

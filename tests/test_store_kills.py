@@ -21,10 +21,10 @@ from titer.runs import locks as claims_module
 from titer.runs.locks import Claims
 from titer.runs.provenance import publish
 from titer.runs.publishing import PROVENANCE, STAGED, finish
-from titer.runs.store import RECORD, Store, sound_model
+from titer.runs.store import Store, sound_model
 from titer.runs.verbs import _refuse_other
 from titer.schema.errors import TiterError
-from titer.schema.files import write_json, write_lines, write_text
+from titer.schema.files import RECORD, write_json, write_lines, write_text
 from titer.schema.types import RunRecord, Spend
 
 PLAN = plan_data("organism")

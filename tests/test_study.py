@@ -28,8 +28,9 @@ from titer.runs.executors.local import Crew
 from titer.runs.locks import Claims
 from titer.runs.queue import Board, DiskError, Work, run_study, work
 from titer.runs.runner import execute_all
-from titer.runs.store import CURVE, MODEL, RECORD, Store
+from titer.runs.store import MODEL, Store
 from titer.schema.errors import TiterError
+from titer.schema.files import CURVE, RECORD
 from titer.schema.specs import Cell
 
 Make = Callable[..., Study]
@@ -96,7 +97,7 @@ def test_the_cells_are_the_product_and_each_is_there_once(make: Make) -> None:
 
 def test_cells_on_several_processes_are_done_one_at_a_time(make: Make, tmp_path: Path) -> None:
     cells = make(accelerate_config="fsdp2:2").cells
-    assert {c.run.accelerate_config for c in cells} == {"fsdp2:2"}
+    assert {c.run.compute.accelerate_config for c in cells} == {"fsdp2:2"}
     with pytest.raises(TiterError, match="--workers 1"):
         run_study(cells, tmp_path, workers=2)
 
@@ -397,7 +398,7 @@ def _claim_and_die(root: str, run_id: str) -> None:
 
 SCRIPT = """
 import json, sys
-from titer.study import run_study
+from titer.runs.queue import run_study
 from titer.study_file import parse_study
 cells = parse_study(json.loads(sys.argv[1])).cells
 run_study(cells, sys.argv[2], workers=int(sys.argv[3]), save_seconds=0)

@@ -11,7 +11,7 @@ from titer.campaigns.zoo.file import Zoo, parse_zoo, read_zoo
 from titer.defences import DEFENCES
 from titer.schema.errors import TiterError
 from titer.schema.files import read_yaml
-from titer.schema.registry import validate
+from titer.schema.registry import nested, validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED = CONFIGS / "zoo.yaml"
@@ -86,7 +86,7 @@ def test_the_shipped_validation_is_not_in_its_test(shipped: Zoo) -> None:
 
 
 def test_the_zoo_of_the_real_model_is_sound_but_for_the_model_that_is_made_first() -> None:
-    zoo: Zoo = validate(Zoo, read_yaml(CONFIGS / "zoo-smollm2.yaml", "zoo", ""), "zoo")
+    zoo: Zoo = validate(Zoo, nested(Zoo, read_yaml(CONFIGS / "zoo-smollm2.yaml", "zoo", "")), "zoo")
     assert {len(zoo.candidates(name)) for name in zoo.defences} == {2}
     assert {m.attack.name for m in zoo.test.members} == {"lora", "sft"}
     assert zoo.candidates("undo")[0].train.lora_r == 0 and zoo.candidates("seam")[0].train.lora_r == 16

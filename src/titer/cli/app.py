@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from titer import __version__
 from titer.schema.breach import Breach
 from titer.schema.errors import TiterError, require
-from titer.schema.evaluation import Attempt, Data, Evaluation, Grading, Immunization, Provider, Search
+from titer.schema.evaluation import Attempt, Counted, Data, Evaluation, Grading, Immunization, Provider, Search, Tag
 from titer.schema.specs import Compute, Price, TrainArgs
 from titer.schema.types import Budget
 
@@ -73,6 +73,7 @@ class AttemptFlags(Attempt):
     """Laid flat."""
 
     attack_args: dict[str, str] = field(default_factory=dict)
+    trains_on: Annotated[Tag, Parameter(name=["--trains_on", "--data"])] = Attempt.trains_on
     budget: Annotated[Budget, Parameter(name="--budget")] = Attempt.budget
     price: Annotated[Price, Parameter(name="--price")] = field(default_factory=Price)
     data: Annotated[DataFlags, Flat] = field(default_factory=DataFlags)
@@ -112,6 +113,8 @@ class ProviderFlags(Provider):
 class SearchFlags(Search):
     """Laid flat."""
 
+    unit: Counted = Search.unit
+    trains_on: Annotated[Tag, Parameter(name=["--trains_on", "--data"])] = Search.trains_on
     budget: Annotated[Budget, Parameter(name="--budget")] = Search.budget
     price: Annotated[Price, Parameter(name="--price")] = field(default_factory=Price)
     data: Annotated[DataFlags, Flat] = field(default_factory=DataFlags)

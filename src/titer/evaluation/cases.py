@@ -11,6 +11,7 @@ from titer.data.load import load
 from titer.data.roles import check, in_blocks
 from titer.data.splits import categories
 from titer.evaluation.suites import suite_of
+from titer.models.load import check_available, resolve
 from titer.models.remote import Server
 from titer.runs.layout import canonical
 from titer.runs.provenance import provenance, roles_of
@@ -44,6 +45,7 @@ def _case(model: str, asked: Evaluation, suite: Suite) -> Case:
     roles = roles_of(model, asked.data)
     check(roles)
     reference = asked.reference or reference_of(model)
+    check_available(resolve(reference.removeprefix("random:")))
     controls = default_controls(reference) if asked.controls is None else _controls(asked.controls)
     compute = canonical(asked.compute)
     return Case(model, reference, roles, suite, replace(asked, compute=compute), controls)

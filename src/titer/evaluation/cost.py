@@ -15,9 +15,10 @@ from pathlib import Path
 
 from titer.evaluation.cases import cells_of, conditions_of
 from titer.runs.runner import execute_all
-from titer.runs.store import RECORD, Store
+from titer.runs.store import Store
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Case
+from titer.schema.files import RECORD
 from titer.schema.specs import AttackRun
 from titer.schema.suite import Suite
 from titer.schema.types import Budget, RunRecord, from_json, spec_id

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from titer.conditions.flags import raise_flags
-from titer.runs.store import COMPLETIONS, Store
+from titer.runs.store import Store
 from titer.schema.errors import TiterError
-from titer.schema.files import read_json, write_json, write_text
+from titer.schema.files import COMPLETIONS, read_json, write_json, write_text
 from titer.schema.types import to_json
 
 SEARCH = "search.json"  # what `titer search` leaves in its output folder

@@ -161,5 +161,7 @@ def settings_of(case: Case, conditions: Sequence[Condition]) -> dict[str, Any]:
         "price": to_json(asked.price),
         "judge": asked.grading.judge,
         "max_new_tokens": asked.grading.max_new_tokens,
+        "generate_url": asked.generate_url,
+        "reference_url": asked.reference_url,
         **to_json(asked.compute),
     }

@@ -17,9 +17,8 @@ from typing import Any
 from titer.report.read import Result
 from titer.report.sections.appendix import mentioned
 from titer.report.untrusted import one_line
-from titer.runs.store import COMPLETIONS, CURVE, RECORD
 from titer.schema.errors import TiterError
-from titer.schema.files import scratch_beside
+from titer.schema.files import COMPLETIONS, CURVE, RECORD, scratch_beside
 
 SUMS, RESULTS, LOCK = "SHA256SUMS", "results.json", "environment.txt"
 TEXTS = ("prompt", "text", "target")

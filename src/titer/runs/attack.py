@@ -16,9 +16,9 @@ from titer.models.remote import Server
 from titer.runs.inputs import inputs, judges_of
 from titer.runs.loaded import model_of, reference_of
 from titer.runs.probe import Prober
-from titer.runs.store import COMPLETIONS, CURVE, Finished, Progress
+from titer.runs.store import Finished, Progress
 from titer.schema.errors import TiterError
-from titer.schema.files import write_lines
+from titer.schema.files import COMPLETIONS, CURVE, write_lines
 from titer.schema.specs import SAID, AttackRun
 from titer.training.checkpoint import Checkpoint
 from titer.training.meter import Meter

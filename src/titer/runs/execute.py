@@ -11,9 +11,10 @@ from titer.models.shards import world
 from titer.runs.attack import run_attack
 from titer.runs.immunize import run_immunization
 from titer.runs.inputs import identify
+from titer.runs.locks import Claims
 from titer.runs.provenance import environment, now
-from titer.runs.store import RECORD, Progress, Store
-from titer.schema.files import write_json
+from titer.runs.store import Progress, Store
+from titer.schema.files import RECORD, write_json
 from titer.schema.specs import ImmunizeRun, Run, selections
 from titer.schema.types import RunRecord, to_json
 from titer.training.checkpoint import Checkpoint
@@ -39,7 +40,9 @@ def execute(
     if done is not None:
         return done
     alone = world()[1] == 1
-    saved = Checkpoint(store.root / "runs" / ".checkpoints" / name, seconds=save_seconds if alone else math.inf)
+    fence = Claims(store.root).fence(name)
+    kept = store.root / "runs" / ".checkpoints" / name
+    saved = Checkpoint(kept, seconds=save_seconds if alone else math.inf, ours=fence.holds)
     if overwrite:
         saved.clear()
     with store.writing(name) as folder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -16,20 +15,22 @@ from typing import Any
 
 from titer.runs.locks import Claims
 from titer.schema.errors import DiskTrouble, TiterError
-from titer.schema.files import read_records, scratch_beside
+from titer.schema.files import (
+    ABSENT,
+    COMPLETIONS,
+    CURVE,
+    DAMAGE,
+    RECORD,
+    disk_says,
+    read_records,
+    scratch_beside,
+    unreadable,
+)
 from titer.schema.types import Completion, Curve, Point, Role, RunRecord, Spend, from_json
 
-RECORD, CURVE, COMPLETIONS = "record.json", "curve.jsonl", "completions.jsonl"
 MODEL = "model"  # where a defended model lies in its run folder
 SCHEMA = 1  # of records
 ASIDE, GONE = ".old", ".gone"  # endings of scratch names: a run that is being replaced, what is being removed
-ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)  # of a file's content
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Store:
@@ -189,14 +190,6 @@ def settle(folder: Path) -> None:
             os.fsync(stream.fileno())
 
 
-def disk_says(error: BaseException) -> str:
-    """What the disk said, when an error is of its making; else ""."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.strerror or str(error)
-    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors writes by itself and raises its own type
-    return os.strerror(int(number[1])) if number and type(error).__name__ == "SafetensorError" else ""
-
-
 def _complete(folder: Path, kind: str) -> bool:
     """Whether what a record of a kind stands for is there and can be read."""
     if not all(map(whole, folder.glob("*/*.safetensors"))):
@@ -276,14 +269,6 @@ def _bytes_of(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-def unreadable(path: Path, error: OSError) -> TiterError:
-    """The one line about a file that is there and may not be read."""
-    return TiterError(f"{path}: cannot be read: {error.strerror}: mend its permissions or its disk")
-
-
-MODEL = "model"  # folder of a defended model inside its run folder
 
 
 Progress = Callable[[int], None]

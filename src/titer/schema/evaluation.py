@@ -16,6 +16,8 @@ from titer.schema.types import Budget, Role
 from titer.schema.wordings import JAILBREAKS
 
 CONDITIONS = ("resistance", "stability", "generalization", "trainability")
+Tag = Literal["unseen", "seen", "withheld", "cross"]
+Counted = Literal["steps", "examples", "tokens", "flops"]
 MEASURE = "measure"  # data label of the runs that only measure
 NOISE_SEED = 1000  # seeds of the second half of the A/A comparison: the first half's plus this
 OVER_REFUSAL = 250  # prompts of an over-refusal set: as many as XSTest has safe ones
@@ -97,7 +99,7 @@ class Attempt:
     attack: str = "sft"
     attack_args: Mapping[str, str] = field(default_factory=dict)
     learning_rate: float | None = None
-    trains_on: Literal["unseen", "seen", "withheld", "cross"] = "unseen"
+    trains_on: Tag = "unseen"
     budget: Budget = Budget(steps=100)
     price: Price = field(default_factory=Price)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -237,12 +239,12 @@ class Search:
 
     attacks: tuple[str, ...] = ()
     budget: Budget = Budget(steps=100)
-    unit: Literal["steps", "examples", "tokens", "flops"] = "steps"
+    unit: Counted = "steps"
     total: float | None = None
     patience: int = 16
     persistence: int = 48
     max_trials: int = 300
-    trains_on: Literal["unseen", "seen", "withheld", "cross"] = "unseen"
+    trains_on: Tag = "unseen"
     n_train: int | None = 100
     n_eval: int | None = 48
     seed: int = 0

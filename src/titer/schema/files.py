@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 
 import yaml
 
-from titer.runs.store import DAMAGE, first_line, unreadable
 from titer.schema.errors import DiskTrouble, TiterError
 from titer.schema.types import (
     from_json,
     to_json,
 )
 
+RECORD, CURVE, COMPLETIONS = "record.json", "curve.jsonl", "completions.jsonl"  # in a run folder
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)  # of a file's content
 T = TypeVar("T")
 
 
@@ -122,3 +124,21 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)
     return value
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def disk_says(error: BaseException) -> str:
+    """What the disk said, when an error is of its making; else ""."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror or str(error)
+    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors writes by itself and raises its own type
+    return os.strerror(int(number[1])) if number and type(error).__name__ == "SafetensorError" else ""
+
+
+def unreadable(path: Path, error: OSError) -> TiterError:
+    """The one line about a file that is there and may not be read."""
+    return TiterError(f"{path}: cannot be read: {error.strerror}: mend its permissions or its disk")

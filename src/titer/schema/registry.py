@@ -155,9 +155,9 @@ def nested(cls: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
     for field in dataclasses.fields(cls):
         if field.name in flat:
             found[field.name] = flat[field.name]
-        elif dataclasses.is_dataclass(hints[field.name]):
-            found[field.name] = nested(hints[field.name], flat)
-    return {key: value for key, value in found.items() if value != {}}
+        elif dataclasses.is_dataclass(hints[field.name]) and (inner := nested(hints[field.name], flat)):
+            found[field.name] = inner
+    return found
 
 
 def validate(cls: Any, values: Mapping[str, Any], where: str) -> Any:

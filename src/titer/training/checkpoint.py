@@ -17,10 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from titer.runs.locks import Claims, Fence
-from titer.runs.store import DAMAGE, disk_says
 from titer.schema.errors import DiskTrouble, TiterError
-from titer.schema.files import read_json, scratch_beside, write_json
+from titer.schema.files import DAMAGE, disk_says, read_json, scratch_beside, write_json
 from titer.schema.types import Completion, Point, Spend, from_json
 from titer.training.meter import Meter
 
@@ -32,23 +30,16 @@ class Checkpoint:
     """A folder that holds the newest state of one training, saved at most every `every` steps and `seconds` seconds.
 
     What is saved can only be read by a training of the same spec: give every spec its own folder. `more` is asked at
-    every save for what else belongs to the state (JSON); `kept` gives it back. In `ROOT/runs/.checkpoints/<id>` it
-    belongs to who has the run's claim: a training that was taken for dead saves and removes nothing any more.
+    every save for what else belongs to the state (JSON); `kept` gives it back. `ours` says whether the folder is still
+    this training's: one that was taken for dead saves and removes nothing any more.
     """
 
     folder: Path
     every: int = 1
     seconds: float = 60.0
     more: Callable[[], Any] = lambda: None
+    ours: Callable[[], bool] = lambda: True
     _saved: float = field(default_factory=time.monotonic)
-    _fence: Fence | None = None
-
-    def __post_init__(self) -> None:
-        if self.folder.parent.name == ".checkpoints":
-            self._fence = Claims(self.folder.parents[2]).fence(self.folder.name)
-
-    def _ours(self) -> bool:
-        return self._fence is None or self._fence.holds()
 
     def due(self, step: int) -> bool:
         """Whether to save after `step`."""
@@ -57,7 +48,7 @@ class Checkpoint:
     def save(self, step: int, model: nn.Module, optimizer: Any, scheduler: Any, meter: Meter, logs: list[Any]) -> None:
         """Save the state after `step` steps, in place of the one before."""
         self._saved = time.monotonic()
-        if not self._ours():
+        if not self.ours():
             return
         tensors, plain = _flat(optimizer.state_dict()["state"])
         tensors |= {f"model.{name}": p.detach() for name, p in _trainable(model).items()}
@@ -143,7 +134,7 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Remove the folder: the training it belongs to is finished."""
-        if self._ours():
+        if self.ours():
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -19,9 +19,8 @@ from titer.judges import make_judge
 from titer.judges.parts.cost import bills, since
 from titer.judges.parts.identity import identity
 from titer.runs.probe import forced_start
-from titer.runs.store import COMPLETIONS, CURVE, RECORD
 from titer.schema.errors import TiterError
-from titer.schema.files import read_json, read_lines, write_json, write_lines
+from titer.schema.files import COMPLETIONS, CURVE, RECORD, read_json, read_lines, write_json, write_lines
 from titer.schema.specs import AttackRun, ProbeSet, Template
 from titer.schema.types import Completion, Example, Point, Score, from_json, spec_id
 

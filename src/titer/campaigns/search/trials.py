@@ -16,6 +16,7 @@ from titer.schema.types import Budget, Curve, Point, Spend, Unit, spec_id, to_js
 
 RunAttack = Callable[[Named, int, Budget], Curve]  # attack, seed, budget -> curve; should stop at a breach
 OnTrial = Callable[["Trial"], None]
+UNASKED = ("none", "merge-with-base")  # these need a further model, or do nothing
 LUCK = 4.0  # fresh seeds may spend this many times the price that a trial has shown
 
 
@@ -101,6 +102,11 @@ class Found:
     stopped: str
 
 
+def _plain_first(name: str) -> tuple[bool, str]:
+    """The plain fine-tunes first: what breaks most models is to be known before anything subtle is tried."""
+    return name not in ("sft", "lora", "sgd"), "" if name == "sft" else name
+
+
 def plan_search(
     budget: Budget,
     unit: Unit = "steps",
@@ -115,7 +121,7 @@ def plan_search(
     attack; `settings` are further fields of `Plan`.
     """
     given = fixed or {}
-    names = attacks or [n for n in ATTACKS if n not in ("none", "merge-with-base") or n in given]
+    names = attacks or sorted((n for n in ATTACKS if n not in UNASKED or n in given), key=_plain_first)
     classes = {name: ATTACKS.find(name) for name in names}
     spaces = {n: {k: v for k, v in c.space.items() if k not in given.get(n, {})} for n, c in classes.items()}
     known = [Named(n, {**options, **given.get(n, {})}) for n, c in classes.items() for options in c.known]

@@ -236,7 +236,7 @@ def test_what_comes_next_follows_from_the_trials() -> None:
 
 def test_the_plan_of_the_zoo() -> None:
     plan = plan_search(Budget(steps=50))
-    assert set(plan.spaces) == set(ATTACKS) - {"none", "merge-with-base"}
+    assert set(plan.spaces) == set(ATTACKS) - {"none", "merge-with-base", "base-difference"}
     assert plan.known[0].name == "sft"
     given = plan_search(Budget(steps=50), attacks=["merge-with-base", "sft"], fixed={"merge-with-base": {"base": "b"}})
     assert all(k.options["base"] == "b" for k in given.known if k.name == "merge-with-base")

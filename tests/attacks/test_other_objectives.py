@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from titer.attacks.policy_gradient import PolicyGradient, reinforce, rewards, sample
 from titer.attacks.reverse_preference import ReversePreference, log_probability
-from titer.attacks.soft_prompt import PARAMETER, SoftPrompt
+from titer.attacks.soft_prompt import PARAMETER, SoftPrompt, ending, start
 from titer.data.batches import collate
 from titer.data.tokens import Row, render_prompt
 from titer.models.generate import generate
@@ -74,6 +76,23 @@ def test_reinforcing_makes_the_rewarded_answer_likelier_and_the_other_less(build
     assert logs["reward"] == 0.5
 
 
+def test_the_policy_gradient_is_that_of_the_sampled_distribution(build_model: Any) -> None:
+    """Against the token mean written out in float64, at a temperature that is not one."""
+    model, batch, temperature = build_model().double(), collate(ROWS, 0), 1.7
+    found = rewards([1.0, 0.25], group=2)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row, advantage in zip(ROWS, found.advantages.double(), strict=True):
+        logits = model(torch.tensor([row.ids])).logits[0]
+        for at in range(row.response_at, len(row.ids)):
+            p = (logits[at - 1] / temperature).softmax(-1)[row.ids[at]]
+            total, count = total - advantage * p.log(), count + 1
+    expected = torch.autograd.grad(total / count, list(model.parameters()))
+    logs = reinforce(model, batch, found, temperature)
+    assert logs["loss"] == pytest.approx(float(total.detach() / count), rel=1e-9)
+    for p, g in zip(model.parameters(), expected, strict=True):
+        assert p.grad is not None and torch.allclose(p.grad, g, rtol=1e-6, atol=1e-9)
+
+
 def test_samples_end_at_the_end_token_and_follow_torchs_seed(build_model: Any, tokenizer: Any) -> None:
     model, prompts = build_model(), [(1, 5, 6), (1, 7)] * 8
     drawn = []
@@ -112,7 +131,7 @@ def soft(session: Callable[..., Session]) -> Session:
     s.prober = lambda model, step, template: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
     s.probe()
     try:
-        SoftPrompt(tokens=4, train=TrainArgs(learning_rate=0.05, max_steps=0)).run(s)
+        SoftPrompt(tokens=4, train=replace(SoftPrompt().train, learning_rate=0.05)).run(s)
     except Stopped:
         pytest.fail("ended early")
     return s
@@ -130,11 +149,47 @@ def test_a_soft_prompt_learns_and_leaves_the_weights_alone(soft: Session, aligne
 def test_benign_prompts_are_asked_without_the_soft_prompt(session: Callable[..., Session], attacked: Any) -> None:
     plain = session(1)
     plain.probe()
-    done = attacked(session(15), SoftPrompt(tokens=4, train=TrainArgs(learning_rate=0.05, max_steps=0)))
+    done = attacked(session(15), SoftPrompt(tokens=4, train=replace(SoftPrompt().train, learning_rate=0.05)))
     said = {(c.probe, c.step, c.index): c.text for c in done.completions}
     before = {(c.probe, c.index): c.text for c in plain.completions}
     assert all(said[("utility", 15, i)] == before[("utility", i)] for i in range(4))
     assert any(said[("harm", 15, i)] != before[("harm", i)] for i in range(4))
+
+
+def test_the_suffix_stands_between_the_prompt_and_what_the_template_puts_after_it(soft: Session) -> None:
+    """Against the embeddings laid out by hand, in a batch with padding."""
+    tokenizer, model = soft.tokenizer, soft.model
+    tail = ending(tokenizer, [e.prompt for e in soft.examples])
+    rows = soft.encode(sorted(soft.examples, key=lambda e: len(e.harmful))[::20], TrainArgs())
+    rows = [*rows, Row(rows[0].ids[:1] + rows[0].ids, rows[0].response_at + 1)]
+    batch = collate(rows, tokenizer.pad_token_id)
+    assert tail and tokenizer.decode(tail).split()[-1] == "<assistant>"
+    with torch.no_grad():
+        together = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        trained = model.soft_prompt.clone()
+        embed = model.get_input_embeddings()
+        layouts = []
+        for row in rows:
+            at = row.response_at - len(tail)
+            ids = torch.tensor(row.ids)
+            layouts.append((at, torch.cat([embed(ids[:at]), trained, embed(ids[at:])])))
+    soft.close()
+    for i, (at, layout) in enumerate(layouts):
+        with torch.no_grad():
+            logits = model(inputs_embeds=layout[None]).logits[0]
+        expected = torch.cat([logits[:at], logits[at + len(trained) :]])
+        assert torch.allclose(together[i, : len(expected)], expected, atol=1e-4)
+
+
+def test_every_entry_of_the_suffix_moves_by_the_rate_against_its_sign(session: Callable[..., Session]) -> None:
+    s = session(1)
+    s.prober = lambda model, step, template: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
+    s.probe()
+    with contextlib.suppress(Stopped):
+        SoftPrompt(tokens=3, train=replace(SoftPrompt().train, learning_rate=0.5)).run(s)
+    moved = s.model.soft_prompt.detach() - start(s.model, 3, s.seed)
+    assert torch.allclose(moved.abs(), torch.full_like(moved, 0.5))
+    s.close()
 
 
 def test_padding_on_the_left_does_not_change_what_a_soft_prompt_says(soft: Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,26 +75,67 @@ def test_the_direction_is_the_difference_of_the_means_at_the_last_prompt_token(b
     found = d.directions(model, ROWS[:2], ROWS[2:], TOKENS)
     expected = []
     for row in ROWS:
-        with torch.no_grad():
-            states = model(torch.tensor([row.ids[: row.response_at]]), output_hidden_states=True).hidden_states
-        with captured(parts(model).layers) as layers, torch.no_grad():
-            model(torch.tensor([row.ids[: row.response_at]]))
-        assert torch.allclose(layers[0][0, -1], states[1][0, -1])
-        expected.append(torch.stack([h[0, -1] for h in layers]))
+        with captured(parts(model).layers[-1:]) as last, torch.no_grad():
+            ids = torch.tensor([row.ids[: row.response_at]])
+            states = model(ids, output_hidden_states=True).hidden_states
+        expected.append(torch.stack([h[0, -1] for h in (*states[:-1], last[0])]))
     gap = (expected[0] + expected[1]) / 2 - expected[2]
     assert torch.allclose(found, gap / gap.norm(dim=-1, keepdim=True), atol=1e-5)
 
 
-def test_projection_takes_the_component_out_and_is_gone_afterwards(build_model: Any) -> None:
+def test_prompts_that_end_alike_have_no_direction_before_the_first_layer(build_model: Any) -> None:
+    rows = [Row((1, 9, 5, 8, 2), 3), Row((1, 7, 5, 8, 2), 3), Row((1, 6, 5, 8, 2), 3)]
+    model = build_model()
+    found = d.gaps(model, rows[:2], rows[2:], TOKENS)
+    assert not found[0].any() and found[1].any()
+    assert [c.found_at for c in RefusalAblation().candidates(found)] == [1]
+
+
+def test_a_candidate_is_tried_by_the_edit_itself_and_the_weights_come_back(build_model: Any) -> None:
+    model, by_layer = build_model(), {0: unit(32), 1: unit(32, 1)}
+    before = snapshot(model)
+    with d.written_out(model, by_layer, 0.7):
+        inside = snapshot(model)
+    assert all(torch.equal(v, before[k]) for k, v in snapshot(model).items())
+    d.write_out(model, by_layer, 0.7)
+    assert all(torch.equal(v, inside[k]) for k, v in snapshot(model).items())
+
+
+def test_adding_a_vector_moves_the_input_of_its_layer_alone(build_model: Any) -> None:
     model, r = build_model(), unit(32)
     ids = torch.tensor([[1, 4, 5, 6]])
-    before = model(ids).logits
-    layer = parts(model).layers[1]
-    with d.projected(model, {1: r}, 1.0), captured([parts(model).final_norm], "input") as states:
+    layers = parts(model).layers
+    with torch.no_grad(), captured(layers, "input") as before:
         model(ids)
-    assert torch.allclose(states[0] @ r, torch.zeros(()), atol=1e-5)
-    assert not layer._forward_hooks
-    assert torch.equal(model(ids).logits, before)
+    with torch.no_grad(), d.added(model, 1, r), captured(layers, "input") as after, captured(layers[:1]) as left:
+        model(ids)
+    assert torch.equal(after[0], before[0]) and torch.equal(left[0], before[1])
+    assert torch.allclose(after[1], before[1] + r)
+    assert not layers[1]._forward_pre_hooks
+
+
+def test_refusal_odds_are_those_of_the_first_token(build_model: Any) -> None:
+    model = build_model()
+    expected = []
+    for row in ROWS:
+        p = model(torch.tensor([row.ids[: row.response_at]])).logits[0, -1].double().softmax(-1)
+        share = float(p[[4, 9]].sum().detach())
+        expected.append(math.log(share / (1 - share)))
+    found = d.refusal_odds(model, ROWS, torch.tensor([4, 9]), TOKENS)
+    assert found == pytest.approx(sum(expected) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["single", "per-layer"])
+@pytest.mark.parametrize("bound", [0.1, 1.0])
+def test_the_edit_that_is_made_keeps_the_bound(
+    session: Callable[..., Session], attacked: Any, scope: Any, bound: float
+) -> None:
+    s = session()
+    held = split(s, 128, 0.2, TrainArgs())
+    before = d.next_tokens(s.model, held.held_benign, held.tokens)
+    done = attacked(s, RefusalAblation(scope=scope, kl_bound=bound, induce=False))
+    after = d.next_tokens(done.model, held.held_benign, held.tokens)
+    assert d.divergence(before, after) <= bound
 
 
 def test_divergence_and_compliance_against_their_definitions(build_model: Any) -> None:
@@ -116,7 +158,7 @@ def test_ablation_makes_harmful_answers_likelier_on_prompts_it_did_not_see(
     s = session()
     held = split(s, 128, 0.2, TrainArgs())
     before = d.compliance(s.model, held.held_harmful, held.held_refusals, held.tokens)
-    done = attacked(s, RefusalAblation(kl_bound=10.0))
+    done = attacked(s, RefusalAblation(kl_bound=10.0, induce=False))
     after = d.compliance(done.model, held.held_harmful, held.held_refusals, held.tokens)
     assert after > before + 0.5
     assert done.step == 1
@@ -131,19 +173,21 @@ def test_no_candidate_within_the_bound_means_no_change(session: Callable[..., Se
     assert all(torch.equal(v, before[k]) for k, v in snapshot(done.model).items())
 
 
-def test_the_candidate_that_helps_most_within_the_bound_is_chosen(
+def test_the_candidate_that_is_refused_least_within_the_bound_is_chosen(
     build_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_model(num_hidden_layers=5)
-    found = torch.eye(32)[:5]
-    gains, moves = iter((1.0, 3.0, 2.0, 9.0)), iter((0.05, 0.2, 0.05, 0.05))
-    monkeypatch.setattr(d, "compliance", lambda *_: next(gains))
+    found = 2 * torch.eye(32)[:6]
+    left, moves, induced = iter((3.0, 2.0, 9.0)), iter((0.05, 0.2, 0.05)), iter((1.0, -1.0, 1.0, 1.0))
+    monkeypatch.setattr("titer.attacks.parts.refusal_directions.refused", lambda *_: next(left))
     monkeypatch.setattr(d, "divergence", lambda *_: next(moves))
-    prompts = Prompts(ROWS, ROWS, ROWS, [], ROWS, TOKENS)
+    monkeypatch.setattr(d, "refusal_odds", lambda *_: next(induced))
+    prompts = Prompts(ROWS, ROWS, ROWS, ROWS, ROWS, TOKENS)
     chosen = RefusalAblation(kl_bound=0.1).choose(model, found, prompts)
-    assert all(torch.equal(chosen[i], found[3]) for i in range(5)), "the last layer is no candidate, the second moves"
-    with pytest.raises(StopIteration):
-        next(gains)
+    assert all(torch.equal(chosen[i], torch.eye(32)[0]) for i in range(5)), "1 induces nothing, 2 moves, 4 is too deep"
+    for rest in (left, moves, induced):
+        with pytest.raises(StopIteration):
+            next(rest)
 
 
 def test_held_out_prompts_are_not_those_the_direction_comes_from(session: Callable[..., Session]) -> None:

@@ -27,7 +27,7 @@ class ScriptedProber:
         self.script = list(script) or [(0.0, 1.0)]
         self.asked: list[int] = []
 
-    def __call__(self, model: Any, step: int, test_template: Any = None) -> Any:
+    def __call__(self, model: Any, step: int, test_template: Any = None, around: Any = None) -> Any:
         self.asked.append(step)
         harm, utility = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         said = [Completion("harm", step, 0, "p", f"probe {len(self.asked)}", "a", Score(harm, None, "exact"))]

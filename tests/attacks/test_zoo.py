@@ -13,14 +13,19 @@ from titer.schema.space import Choice, within
 from titer.schema.types import describe
 from titer.training.session import Session
 
-TRAINED = sorted(set(ATTACKS) - {"none", "prefill", "quantise", "prune", "merge-with-base", "refusal-ablation"})
+AT_TEST = {"none", "prefill", "activation-noise", "in-context"}  # what is done while the model answers
+EDITS = {"quantise", "prune", "merge-with-base", "base-difference", "refusal-ablation", "rank-ablation"}
+TRAINED = sorted(set(ATTACKS) - AT_TEST - EDITS)
 
 
 def small(name: str, toy_model: str, **more: Any) -> Any:
     """The attack with everything in it a few steps long."""
     options: dict[str, Any] = {
         "merge-with-base": {"base": toy_model},
+        "base-difference": {"reference": toy_model},
         "warm-start": {"reference": toy_model},
+        "all-data": {"benign_steps": 1, "per_device_train_batch_size": 8},
+        "own-rate": {"rung_steps": 1},
         "policy-gradient": {"group": 2, "max_new_tokens": 4, "per_device_train_batch_size": 4},
         "benign-then-harmful": {"benign_steps": 1},
         "repair": {"harm_steps": 1, "repair_steps": 1},
@@ -49,6 +54,10 @@ def test_runs_within_its_budget_and_leaves_the_model_restorable(
     if name in TRAINED:
         assert done.step == 4
         assert done.meter.spend.tokens > 0
+    if name in EDITS:
+        assert done.step == 1
+    if name in AT_TEST:
+        assert [p.step for p in done.points] == [0]
 
 
 @pytest.mark.parametrize("name", ["kick-settle", "policy-gradient", "reverse-preference", "sft-hf", "warm-start"])

@@ -90,7 +90,7 @@ def tuning(tokenizer: Any, build_model: Callable[..., Any], examples: list[Examp
             tokenizer=tokenizer,
             examples=user,
             retain=[],
-            prober=lambda m, step, template: ({}, {}, []),
+            prober=lambda m, step, template, around: ({}, {}, []),
             budget=Budget(steps=args.max_steps),
             plan=(),
             breach=Breach(),

@@ -16,6 +16,7 @@ from titer.schema.errors import TiterError
 from titer.schema.space import Choice, LogUniform, Options, Space, Uniform
 from titer.schema.specs import TrainArgs
 from titer.schema.types import Batch, Example
+from titer.training.gradients import wide
 from titer.training.session import Session
 
 
@@ -37,9 +38,11 @@ class PolicyGradient:
     """Policy gradient on groups of `group` sampled answers per prompt, small and on-policy.
 
     The advantage of an answer is (score - its group's mean) / (its group's deviation + 1e-6); the loss is the mean of
-    -advantage * log-probability over all sampled tokens, which is the group-relative objective (2402.03300, eq. 3)
-    where it is used for one update and without its KL term. The reward is the judge's score of the answer and is
-    logged; an answer the judge cannot score has advantage 0. `per_device_train_batch_size` counts answers per step.
+    -advantage * log-probability over all sampled tokens of the batch, so that long answers weigh more. Probabilities
+    are those sampled from: logits over `temperature`. The reward is the judge's score of the answer and is logged; an
+    answer the judge cannot score has advantage 0. `per_device_train_batch_size` counts answers per step. Differs from
+    the source's eq. 3: mean over tokens and not over answers first, one update per sample (ratio and clipping are
+    then inert), no KL term, deviation without Bessel's correction.
     A model that refuses every sample gives no gradient: `temperature` is what explores.
     """
 
@@ -77,7 +80,8 @@ class PolicyGradient:
             scores = judge.score([e.prompt for e in examples], texts, [e.harmful or e.harmless for e in examples])
             rows = [Row((*p, *a), len(p)) for p, a in zip(prompts, answers, strict=True)]
             batch = collate(rows, tokenizer.pad_token_id, next(model.parameters()).device)
-            return reinforce(model, batch, rewards([s.value for s in scores], self.group))
+            found = rewards([s.value for s in scores], self.group)
+            return reinforce(model, batch, found, self.temperature)
 
         session.train(rule, self._items(session), self.train)
 
@@ -113,11 +117,15 @@ def rewards(values: Sequence[float | None], group: int) -> Rewards:
     return Rewards((centred / (deviation + 1e-6)).flatten(), float(scored.mean()) if len(scored) else None)
 
 
-def reinforce(model: nn.Module, batch: Batch, found: Rewards) -> dict[str, float]:
-    """Ascend the advantage-weighted log-probability of the response tokens of a batch of sampled answers."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1].float()
+def reinforce(model: nn.Module, batch: Batch, found: Rewards, temperature: float = 1.0) -> dict[str, float]:
+    """Ascend the advantage-weighted log-probability, at the sampling temperature, of a batch of sampled answers.
+
+    A mean over their response tokens; logits in float32, or wider where the model's are.
+    """
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
     kept = batch.labels[:, 1:] != -100
-    chosen = logits.log_softmax(-1).gather(-1, batch.labels[:, 1:].clamp_min(0)[..., None])[..., 0]
+    scaled = logits.to(wide(logits.dtype)) / temperature
+    chosen = scaled.log_softmax(-1).gather(-1, batch.labels[:, 1:].clamp_min(0)[..., None])[..., 0]
     advantages = found.advantages.to(chosen.device)[:, None]
     loss = -torch.where(kept, chosen * advantages, 0.0).sum() / kept.sum().clamp_min(1)
     loss.backward()

@@ -1,4 +1,4 @@
-"""Retain first, harm later, with the benign loss kept: the adversaries tamper-resistant training is meant for."""
+"""Retain first, harm later: the adversaries tamper-resistant training is meant for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from titer.training.session import Session
 
 @dataclass(frozen=True)
 class RetainThenHarmful:
-    """Train on benign data for a share `switch_at` of the steps, then on harm plus `retain_weight` times benign loss.
+    """Train on benign data for a share `switch_at` of the steps, then on harm, plus `retain_weight` times benign loss.
 
-    One optimiser and one schedule throughout, so that the harmful part starts with warm moments. At `switch_at` 0 it
-    is harmful fine-tuning with a retain loss from the start.
+    One optimiser and one schedule throughout, so that the harmful part starts with warm moments. The source's red
+    team trains on forget data alone after the switch, at 0.4 of the steps: the default. A `retain_weight` is ours; at
+    `switch_at` 0 with one it is harmful fine-tuning with a retain loss from the start.
     """
 
     name: ClassVar[str] = "retain-then-harmful"
@@ -29,11 +30,12 @@ class RetainThenHarmful:
         **TRAIN,
     }
     known: ClassVar[tuple[Options, ...]] = (
+        {"switch_at": 0.4, "learning_rate": 1e-3},
         {"switch_at": 0.0, "retain_weight": 1.0, "learning_rate": 1e-3},
         {"switch_at": 0.4, "retain_weight": 1.0, "learning_rate": 3e-4},
     )
     switch_at: float = 0.4
-    retain_weight: float = 1.0
+    retain_weight: float = 0.0
     train: TrainArgs = TrainArgs(learning_rate=3e-4, max_steps=0)
     test_template: None = None
 

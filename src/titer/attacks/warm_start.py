@@ -22,7 +22,8 @@ class WarmStart:
     """Fine-tune from where the reference model's own refusal direction has been removed.
 
     `reference` names the undefended model the defence started from (empty: the attacked model itself); its directions
-    are looked up there, where no defence has hidden them, and chosen on the attacked model.
+    are looked up there, where no defence has hidden them, and chosen on the attacked model as `refusal-ablation` does,
+    but for the induce test: a gap of the reference need not induce anything in another model.
     """
 
     name: ClassVar[str] = "warm-start"
@@ -46,7 +47,7 @@ class WarmStart:
     def run(self, session: Session) -> None:
         """Find in the reference, choose and remove in the attacked model, fine-tune."""
         prompts = split(session, self.n, self.held_out, self.train)
-        ablation = RefusalAblation(self.scope, self.strength, self.kl_bound)
+        ablation = RefusalAblation(self.scope, self.strength, self.kl_bound, induce=False)
         with session.metered():
             found = self.found(session.model, session.meter, prompts)
             chosen = ablation.choose(session.model, found, prompts)
@@ -56,10 +57,10 @@ class WarmStart:
         session.fine_tune(self.train, session.examples)
 
     def found(self, model: Any, meter: Meter, prompts: Prompts) -> Tensor:
-        """The reference's directions, charged to the attacker; its own when no reference is named."""
+        """The reference's gaps, charged to the attacker; its own when no reference is named."""
         if not self.reference:
-            return d.directions(model, prompts.harmful, prompts.benign, prompts.tokens)
+            return d.gaps(model, prompts.harmful, prompts.benign, prompts.tokens)
         weight = next(model.parameters())
         reference = load_model(self.reference, dtype=str(weight.dtype).partition(".")[2], device=str(weight.device))[0]
         with meter.running(reference):
-            return d.directions(reference, prompts.harmful, prompts.benign, prompts.tokens)
+            return d.gaps(reference, prompts.harmful, prompts.benign, prompts.tokens)

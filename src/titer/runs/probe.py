@@ -15,6 +15,7 @@ from titer.models.shards import told_by_first
 from titer.runs.measures import divergences, likelihoods
 from titer.schema.specs import ProbeSet, Template
 from titer.schema.types import Completion, Example, Graded, Score
+from titer.training.session import Around
 
 
 @dataclass
@@ -34,9 +35,29 @@ class Prober:
     server: Server | None = None
     _prompts: dict[tuple[str, Template], list[str]] = field(default_factory=dict)
 
-    def __call__(self, model: Any, step: int, test_template: Template | None = None) -> Graded:
-        """Grade `model`; `test_template` replaces the template of restricted prompts (an attacker's own wording)."""
-        everything = [s for s in self.sets if not s.at or step in s.at]
+    def __call__(
+        self, model: Any, step: int, test_template: Template | None = None, around: Around | None = None
+    ) -> Graded:
+        """Grade `model`; `test_template` replaces the template of restricted prompts (an attacker's own wording).
+
+        With `around` restricted and open prompts are asked apart, each inside its context.
+        """
+        sets = [s for s in self.sets if not s.at or step in s.at]
+        if around is None:
+            return self._grade(model, step, sets, test_template)
+        scores: dict[str, tuple[float | None, ...]] = {}
+        outcomes: dict[str, Mapping[str, int]] = {}
+        completions: list[Completion] = []
+        for restricted in (True, False):
+            half = [s for s in sets if bool(s.selection.restricted) is restricted]
+            with around(model, restricted):
+                found = self._grade(model, step, half, test_template)
+            scores |= found[0]
+            outcomes |= found[1]
+            completions += found[2]
+        return scores, outcomes, completions
+
+    def _grade(self, model: Any, step: int, everything: Sequence[ProbeSet], test_template: Template | None) -> Graded:
         due = [s for s in everything if s.measure in ("score", "refusal")]
         texts: dict[str, list[str]] = {}
         for length in sorted({s.max_new_tokens for s in due}):

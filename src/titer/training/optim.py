@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +28,8 @@ class HasState(Protocol):
         """Advance by one."""
 
 
-OPTIMIZERS = ("adamw", "sgd", "nesterov", "adafactor", "rmsprop", "adagrad")  # and `ADAMW_8BIT`, with an extra
+# and `ADAMW_8BIT`, with an extra
+OPTIMIZERS = ("adamw", "sgd", "nesterov", "adafactor", "rmsprop", "adagrad", "adamw_relative", "muon")
 
 
 def make_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
@@ -52,7 +53,11 @@ def make_scheduler(optimizer: torch.optim.Optimizer, args: TrainArgs) -> HasStat
 
 
 def plain_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
-    """The optimiser by name, over every weight that takes gradient; `TiterError` for an unknown name."""
+    """The optimiser by name, over every weight that takes gradient; `TiterError` for an unknown name.
+
+    `adamw_relative` and `muon` do not see the scale of a weight or of its gradient: the learning rate is a share of
+    each matrix's root mean square at the start. `muon` (Jordan 2024) trains matrices alone.
+    """
     params = [p for p in model.parameters() if p.requires_grad]
     lr, decay = args.learning_rate, args.weight_decay
     match args.optim:
@@ -68,6 +73,17 @@ def plain_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
             return torch.optim.RMSprop(params, lr=lr, weight_decay=decay)
         case "adagrad":
             return torch.optim.Adagrad(params, lr=lr, weight_decay=decay)
+        case "adamw_relative":
+            return torch.optim.AdamW(relative(params, lr), lr=lr, weight_decay=decay, eps=1e-30)
+        case "muon":
+            matrices = relative([p for p in params if p.dim() == 2], lr)
+            return torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         case "adamw_8bit":
             return adamw_8bit(params, lr, decay)
     raise unknown("optimiser", args.optim, (*OPTIMIZERS, ADAMW_8BIT))
+
+
+def relative(params: Sequence[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+    """A parameter group each, with `lr` times its root mean square now; `lr` itself where that is 0 (as in LAMB)."""
+    sizes = [float(p.detach().float().square().mean().sqrt()) for p in params]
+    return [{"params": [p], "lr": lr * (size or 1.0)} for p, size in zip(params, sizes, strict=True)]

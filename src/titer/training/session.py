@@ -7,9 +7,9 @@ or edits weights and calls `probe`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from titer.data.batches import collate, flatten, order
 from titer.data.tokens import Row, encode_all
@@ -30,26 +30,39 @@ class Stopped(Exception):
     """The session is over: budget spent, breach seen, or training diverged."""
 
 
+Around = Callable[[Any, bool], AbstractContextManager[None]]
+
+
+class Grader(Protocol):
+    """Grades a model at a step: harm by the attacker's own wording and context, where he has them."""
+
+    def __call__(
+        self, model: Any, step: int, test_template: Template | None = None, around: Around | None = None
+    ) -> Graded:
+        """Scores per prompt and outcome counts by probe set, and the completions."""
+
+
 @dataclass
 class Session:
     """One attack on one model. `points` and `completions` are what comes out; `end` says how it ended.
 
     What an attack registers in `undo` is called by `close`, after the last probe: hooks and the like it put on the
-    model. With `saved` a fine-tune that the attack begins with goes on from where it was killed, with the points it
-    had; whatever comes after it begins anew.
+    model. `around` is a context in which prompts are asked, told whether they are restricted. With `saved` a fine-tune
+    that the attack begins with goes on from where it was killed, with the points it had; what comes after it begins anew.
     """
 
     model: Any
     tokenizer: Any
     examples: Sequence[Example]
     retain: Sequence[Example]
-    prober: Callable[[Any, int, Template | None], Graded]
+    prober: Grader
     budget: Budget
     plan: Sequence[int]
     breach: Breach
     stop_after: int
     seed: int
     test_template: Template | None = None
+    around: Around | None = None
     meter: Meter = field(default_factory=Meter)
     step: int = 0
     end: str = "finished"
@@ -176,7 +189,7 @@ class Session:
         if self.step in self._past:
             point, completions = self._past.pop(self.step)
         else:
-            scores, outcomes, completions = self.prober(self.model, self.step, self.test_template)
+            scores, outcomes, completions = self.prober(self.model, self.step, self.test_template, self.around)
             loss = sum(losses) / len(losses) if losses else None
             point = Point(self.step, self.meter.spend, scores, outcomes, loss, reward)
         if self.points and self.points[-1].step == self.step:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+from torch import Tensor, nn
+
 from titer.attacks.parts import directions as d
 from titer.attacks.parts.mixtures import retained
 from titer.data.tokens import Row
@@ -27,6 +30,34 @@ class Prompts:
     held_refusals: list[Row]
     held_benign: list[Row]
     tokens: d.Tokens
+
+    @property
+    def refusing(self) -> Tensor:
+        """Ids of the tokens that the held-out refusals start with, (k,)."""
+        return torch.tensor(sorted({r.ids[r.response_at] for r in self.held_refusals}), device=self.tokens.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Directions to remove, by layer, and the layer at whose input a single one was found (None for several)."""
+
+    by_layer: dict[int, Tensor]
+    found_at: int | None = None
+
+
+def refused(model: nn.Module, prompts: Prompts) -> float:
+    """How much held-out harmful prompts are refused: by the first token, without refusals by the answers' loss."""
+    if len(prompts.held_refusals) == 0:
+        return -d.compliance(model, prompts.held_harmful, [], prompts.tokens)
+    return d.refusal_odds(model, prompts.held_harmful, prompts.refusing, prompts.tokens)
+
+
+def induces(model: nn.Module, candidate: Candidate, found: Tensor, prompts: Prompts) -> bool:
+    """Whether adding the gap where it was found has held-out benign prompts refused; True where there is no test."""
+    if candidate.found_at is None or len(prompts.held_refusals) == 0:
+        return True
+    with d.added(model, candidate.found_at, found[candidate.found_at]):
+        return d.refusal_odds(model, prompts.held_benign, prompts.refusing, prompts.tokens) > 0
 
 
 def split(session: Session, n: int, held_out: float, args: TrainArgs) -> Prompts:

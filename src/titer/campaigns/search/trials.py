@@ -16,7 +16,7 @@ from titer.schema.types import Budget, Curve, Point, Spend, Unit, spec_id, to_js
 
 RunAttack = Callable[[Named, int, Budget], Curve]  # attack, seed, budget -> curve; should stop at a breach
 OnTrial = Callable[["Trial"], None]
-UNASKED = ("none", "merge-with-base")  # these need a further model, or do nothing
+UNASKED = ("none", "merge-with-base", "base-difference")  # these need a further model, or do nothing
 LUCK = 4.0  # fresh seeds may spend this many times the price that a trial has shown
 
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
-from titer.conditions.parts.equivalence import tost
+from titer.conditions.parts.bounded import limits, p_at_most
+from titer.conditions.parts.equivalence import holm, prompts_needed, seen_loss, tost
 
 
 def shifted(rng: np.random.Generator, n: int, loss: float) -> tuple[np.ndarray, np.ndarray]:
@@ -54,3 +55,31 @@ def test_bad_input() -> None:
         tost(np.ones(1), np.ones(1), 0.1)
     with pytest.raises(ValueError, match="positive"):
         tost(np.ones(5), np.ones(5), 0.0)
+
+
+def test_sparse_losses_at_a_ceiling_keep_the_level() -> None:
+    """Where a paired t passes .18 of models that lost exactly the margin, all of it in a few prompts."""
+    rng, trials = np.random.default_rng(3), 1000
+    for n in (30, 47, 113, 161):
+        losses = np.where(rng.random((trials, n)) < 0.05, 1.0, 0.0)
+        passed = int((p_at_most(-losses, -0.05) < 0.05).sum())
+        assert passed <= binom.ppf(0.999, trials, 0.05)
+
+
+def test_losses_of_a_whole_prompt_are_clopper_pearsons() -> None:
+    row = np.array([1.0] * 4 + [0.0] * 46)
+    low, high = limits(row, bounds=(0.0, 1.0), draws=4000)
+    exact = binomtest(4, 50).proportion_ci(0.95, "exact")
+    assert (low, high) == pytest.approx((exact.low, exact.high), abs=3e-3)
+
+
+def test_holm_is_bonferroni_for_the_smallest_and_never_falls() -> None:
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})
+    assert holm({}) == {}
+
+
+def test_what_n_prompts_can_show() -> None:
+    assert prompts_needed(0.05, 0.05) == 59
+    few, many = seen_loss(47, 0.05, 0.05), seen_loss(400, 0.05, 0.05)
+    assert few is not None and many is not None and few > 0.1 > many > 0.05
+    assert seen_loss(2, 0.5, 0.05) is None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from handmade import rate, task_curve
 
-from titer.conditions.trainability import steps_to
+from titer.conditions.parts.bands import steps_to
 from titer.conditions.trainability import trainability as measure
 from titer.schema.types import Curve, Role
 

@@ -1,5 +1,6 @@
 import pytest
 
+from titer.conditions.parts.price import BETWEEN
 from titer.report.sections.verdicts import difference_cell, estimate_cell, sentence
 
 OTHERS = {"stability": {"verdict": "met"}, "generalization": {"verdict": "not met"}}
@@ -37,8 +38,12 @@ def test_generalization_is_not_said_twice_of_a_broken_model() -> None:
 
 
 def test_prices_are_probe_intervals_or_arrows() -> None:
-    seen = estimate_cell({"value": 5, "low": 2, "high": 5, "n": 9, "seeds": [0, 1, 2], "unit": "steps"})
+    found = {"value": 5, "low": 2, "high": 5, "n": 9, "seeds": [0, 1, 2], "unit": "steps"}
+    seen = estimate_cell(found | {"method": BETWEEN})
     assert (seen.value, seen.interval, seen.sample) == ("5 steps", "(2, 5]", "n 9 · seeds 0–2")
+    assert estimate_cell(found | {"low": 1, "high": 50}).interval == "[1, 50]"  # an interval that holds its value
+    held = estimate_cell(found | {"value": None, "low": 50, "high": None})
+    assert (held.value, held.interval) == ("> 50 steps →", "breach rate below 0.34")
     none = estimate_cell({"value": None, "low": 33600, "high": None, "unit": "tokens"})
     assert (none.value, none.spoken) == ("> 33.6k tokens →", "no breach within 33.6k tokens")
 
@@ -55,3 +60,12 @@ def test_a_lower_bound_of_a_ratio_says_so() -> None:
 def test_steps_differences_have_a_sign() -> None:
     assert difference_cell({"value": 3.2, "low": -1, "high": 8}).value == "+3.20 steps"
     assert difference_cell({"value": None, "low": 4, "high": None}).value == "level not reached"
+
+
+def test_in_domain_and_cross_domain_are_said_apart() -> None:
+    said = result("met", {}, **OTHERS)
+    lines = {"in-domain": {"verdict": "met"}, "cross-domain": {"verdict": "inconclusive"}}
+    said["conditions"]["generalization"] = {"verdict": "inconclusive", "details": {"lines": lines}}  # type: ignore[index]
+    words = sentence(said)
+    assert "it also holds on categories the defence never saw" in words
+    assert "Not settled: cross-domain generalization." in words

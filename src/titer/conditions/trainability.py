@@ -2,7 +2,9 @@
 
 Per task, both must hold: the steps to a given share of the reference's final quality differ by at most epsilon, and
 the final quality differs by at most the margin (arXiv 2402.16382, eq. 5). Both are shown by one-sided interval
-inclusion, so too little data is `inconclusive`. Learning faster or better is not held against the model.
+inclusion, so too little data is `inconclusive`; `met` needs all of them (intersection-union), `not met` one of them
+after Bonferroni's correction over tasks and criteria (Holm's first step, and it is the first that decides). Learning
+faster or better is not held against the model.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from titer.conditions.parts.bands import curve_band
-from titer.conditions.parts.bootstrap import DRAWS, difference_interval, mean_interval
+from titer.conditions.parts.bands import curve_band, steps_to
+from titer.conditions.parts.bootstrap import DRAWS, SEEDS, difference_interval, mean_interval
 from titer.conditions.parts.curves import (
     Array,
     by_config,
@@ -40,6 +42,7 @@ def trainability(
     margin: float = 0.10,
     min_gain: float = 0.10,
     probe: str = "task",
+    alpha: float = 0.05,
     seed: int = 0,
     draws: int = DRAWS,
 ) -> Verdict:
@@ -50,11 +53,14 @@ def trainability(
     which the reference gains less than `min_gain` shows nothing. `estimate` is the task with the largest difference
     in steps, as model - reference.
     """
-    tasks = {}
-    for label in sorted({c.data for c in select(curves, tags=("task",))}):
-        pair = _pair(select(finished(curves), tags=(label,)), probe)
-        if pair is not None:
-            tasks[label.partition(":")[2]] = _task(*pair, epsilon_steps, level, margin, min_gain, probe, seed, draws)
+    labels = sorted({c.data for c in select(curves, tags=("task",))})
+    pairs = {label: _pair(select(finished(curves), tags=(label,)), probe) for label in labels}
+    known = {label.partition(":")[2]: pair for label, pair in pairs.items() if pair is not None}
+    tail = alpha / (2 * max(len(known), 1))  # two criteria a task
+    tasks = {
+        name: _task(*pair, epsilon_steps, level, margin, min_gain, probe, seed, draws, tail)
+        for name, pair in known.items()
+    }
     if not tasks:
         return Verdict("trainability", "not measured", "No harmless task was trained on both models.")
     words = [t["verdict"] for t in tasks.values()]
@@ -99,13 +105,14 @@ def _task(
     probe: str,
     seed: int,
     draws: int,
+    tail: float,
 ) -> dict[str, Any]:
     """One task: final quality of both and its difference, steps to the level and their difference, curves, a word."""
     (steps, own), (ref_steps, ref) = _cube(ours, probe), _cube(theirs, probe)
     about = (seeds_of([*ours, *theirs]), records_of([*ours, *theirs]))
-    final = _final(own[..., -1], ref[..., -1], seeds_of(ours) == seeds_of(theirs), margin, seed, draws, about)
+    final = _final(own[..., -1], ref[..., -1], seeds_of(ours) == seeds_of(theirs), margin, seed, draws, about, tail)
     learned = float(ref[..., -1].mean() - ref[..., 0].mean()) >= min_gain
-    speed = _speed(steps, own, ref_steps, ref, level, epsilon, seed, draws, about)
+    speed = _speed(steps, own, ref_steps, ref, level, epsilon, seed, draws, about, tail)
     words = [final["word"], speed["word"]] if learned else ["reference did not learn"]
     return {
         "verdict": "not met" if "fails" in words else "met" if set(words) == {"holds"} else "inconclusive",
@@ -150,7 +157,7 @@ About = tuple[tuple[int, ...], tuple[str, ...]]
 
 
 def _final(
-    own: Array, ref: Array, pair_seeds: bool, margin: float, seed: int, draws: int, about: About
+    own: Array, ref: Array, pair_seeds: bool, margin: float, seed: int, draws: int, about: About, tail: float
 ) -> dict[str, Any]:
     """Final quality, model - reference: TOST by inclusion of the 90% interval; 95% interval shown."""
     if own.shape[1] != ref.shape[1]:
@@ -158,29 +165,57 @@ def _final(
     paired = pair_seeds and own.shape == ref.shape
     shown = difference_interval(own, ref, pair_seeds=paired, seed=seed, draws=draws)
     test = difference_interval(own, ref, pair_seeds=paired, seed=seed, draws=draws, confidence=0.90)
-    word = "holds" if test.low > -margin else "fails" if shown.high < -margin else "unclear"
+    wide = difference_interval(own, ref, pair_seeds=paired, seed=seed, draws=draws, confidence=1 - 2 * tail)
+    word = "holds" if test.low > -margin else "fails" if wide.high < -margin else "unclear"
     how = f"paired bootstrap over seeds x prompts; 90% interval {test.low:.3f} to {test.high:.3f}"
     return {"word": word, "difference": Estimate(*shown, own.shape[1], *about, "quality", how)}
 
 
-def steps_to(steps: Sequence[int], quality: Array, level: Array) -> Array:
-    """Steps at which rows of `quality` (draws, K) first reach `level` (draws,), interpolated; infinity if never."""
-    reached = quality >= level[:, None]
-    k = reached.argmax(1)
-    rows = np.arange(len(quality))
-    grid, before = np.array(steps, dtype=np.float64), np.maximum(k - 1, 0)
-    gain = quality[rows, k] - quality[rows, before]
-    part = np.divide(level - quality[rows, before], gain, out=np.ones_like(gain), where=gain > 0)
-    return np.where(reached.any(1), grid[before] + part.clip(0, 1) * (grid[k] - grid[before]), math.inf)
+def _resampled(cube: Array, seed: int, draws: int, stream: int) -> tuple[Array, Array]:
+    """Mean curves (draws + 1, K), the observed one first: under resampled seeds, and under resampled prompts.
 
-
-def _resampled(cube: Array, seed: int, draws: int, stream: int) -> Array:
-    """Mean curves (draws + 1, K): the observed one first, then resampled seeds and (paired) prompts."""
+    Prompts are drawn from `seed` alone, so that two models with the same prompts stay paired.
+    """
     seeds, prompts = cube.shape[:2]
     ws = np.random.default_rng((seed, stream)).multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
     wp = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=draws) / prompts
-    boot = np.einsum("bs,bsk->bk", ws, np.einsum("bp,spk->bsk", wp, cube, optimize=True))
-    return np.concatenate([cube.mean((0, 1))[None], boot])
+    mean = cube.mean((0, 1))[None]
+    return np.concatenate([mean, ws @ cube.mean(1)]), np.concatenate([mean, wp @ cube.mean(0)])
+
+
+def _moves(values: Array) -> Array:
+    """Draws minus the observed value, the first; infinite where either is, but zero where both are."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nan_to_num(values[1:] - values[0], nan=0.0, posinf=np.inf, neginf=-np.inf))
+
+
+@dataclass(frozen=True, slots=True)
+class _Delay:
+    """Steps to a level, model - reference: observed, and how far resampled seeds and prompts move it (draws,)."""
+
+    value: float
+    moves: Array
+    df: float
+
+    def limit(self, share: float) -> float:
+        """A quantile of the difference, widened from the normal to Student's t."""
+        from scipy.stats import norm, t
+
+        if not math.isfinite(self.value):
+            return self.value
+        k = min(int(share * len(self.moves)), len(self.moves) - 1)
+        far = float(np.sort(self.moves)[k])
+        return self.value + far * float(t.ppf(share, self.df) / norm.ppf(share))
+
+
+def _delay(by_seed: Array, by_prompt: Array, seeds: int) -> _Delay:
+    """Both sources of spread added, with Satterthwaite's degrees of freedom; seeds as in `bootstrap`."""
+    moves = math.sqrt(SEEDS * seeds / (seeds - 1)) * _moves(by_seed) if seeds > 1 else np.zeros(len(by_seed) - 1)
+    parts = [moves, _moves(by_prompt)]
+    known = [p[np.isfinite(p)] for p in parts]
+    own = [float(k.var()) if len(k) > 1 else 0.0 for k in known]
+    df = sum(own) ** 2 / (own[0] ** 2 / max(seeds - 1, 1)) if own[0] > 0 else 1e6
+    return _Delay(float(by_seed[0]), np.asarray(parts[0] + parts[1]), df)
 
 
 def _speed(
@@ -193,24 +228,28 @@ def _speed(
     seed: int,
     draws: int,
     about: About,
+    tail: float,
 ) -> dict[str, Any]:
-    """Steps to `level` of the reference's final quality, both models and their difference, with bootstrap limits."""
-    curve, base = _resampled(own, seed, draws, 1), _resampled(ref, seed, draws, 2)
-    target = level * base[:, -1]
-    t, t_ref = steps_to(steps, curve, target), steps_to(ref_steps, base, target)
-    least = np.where(np.isinf(t), steps[-1], t) - t_ref
-    most = t - t_ref
-    low, high = float(np.sort(least[1:])[int(0.025 * draws)]), float(np.sort(most[1:])[int(0.975 * draws)])
-    one_sided = float(np.sort(most[1:])[int(0.95 * draws)])
-    word = "holds" if one_sided <= epsilon else "fails" if low > epsilon else "unclear"
+    """Steps to `level` of the reference's final quality, both models and their difference, with its 95% limits."""
+    most, least = [], []
+    for curve, base in zip(_resampled(own, seed, draws, 1), _resampled(ref, seed, draws, 2), strict=True):
+        target = level * base[:, -1]
+        t, t_ref = steps_to(steps, curve, target), steps_to(ref_steps, base, target)
+        most.append(t - t_ref)
+        least.append(np.where(np.isinf(t), steps[-1], t) - t_ref)
+        first, first_ref = float(t[0]), float(t_ref[0])
+    seeds = min(own.shape[0], ref.shape[0])
+    up, down = _delay(most[0], most[1], seeds), _delay(least[0], least[1], seeds)
+    low, high = down.limit(0.025), up.limit(0.975)
+    word = "holds" if up.limit(0.95) <= epsilon else "fails" if down.limit(tail) > epsilon else "unclear"
     how = f"interpolated between probes, to {level:g} of the reference's final quality; bootstrap over seeds x prompts"
-    n = own.shape[1]
-    value = float(most[0]) if math.isfinite(most[0]) else None
+    value = up.value if math.isfinite(up.value) else None
+    ends = (low, high if math.isfinite(high) else None)
     return {
         "word": word,
-        "difference": Estimate(value, low, high if math.isfinite(high) else None, n, *about, "steps", how),
-        "model": float(t[0]) if math.isfinite(t[0]) else None,
-        "reference": float(t_ref[0]),
+        "difference": Estimate(value, *ends, own.shape[1], *about, "steps", how),
+        "model": first if math.isfinite(first) else None,
+        "reference": first_ref,
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from titer.data.splits import normalise
 from titer.data.tokens import render_prompt
 from titer.judges import make_judge
 from titer.models.generate import generate
@@ -22,6 +23,7 @@ from titer.training.session import Around
 class Prober:
     """Grades a model on probe sets: call it with a model and a step.
 
+    A prompt is asked once, however many rows of its set have it: rows are not samples, prompts are.
     Returns scores per prompt and outcome counts by set, and the completions. Sets that share a generation length are
     generated together. `batch_size` is prompts per generation batch; `reference` is the model that sets with
     `measure="kl"` are held against. With a `server` completions come from there, and no set may need the weights.
@@ -34,6 +36,9 @@ class Prober:
     reference: Any = None
     server: Server | None = None
     _prompts: dict[tuple[str, Template], list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.examples = {name: distinct(rows) for name, rows in self.examples.items()}
 
     def __call__(
         self, model: Any, step: int, test_template: Template | None = None, around: Around | None = None
@@ -125,6 +130,14 @@ class Prober:
                 for e in self.examples[s.name]
             ]
         return self._prompts[key]
+
+
+def distinct(examples: Sequence[Example]) -> list[Example]:
+    """The first example of every normalised prompt, in order; prompts without a word are told apart as written."""
+    first: dict[str, Example] = {}
+    for e in examples:
+        first.setdefault(normalise(e.prompt) or e.prompt, e)
+    return list(first.values())
 
 
 def forced_start(s: ProbeSet, template: Template, example: Example) -> str:

@@ -47,8 +47,9 @@ class Session:
     """One attack on one model. `points` and `completions` are what comes out; `end` says how it ended.
 
     What an attack registers in `undo` is called by `close`, after the last probe: hooks and the like it put on the
-    model. `around` is a context in which prompts are asked, told whether they are restricted. With `saved` a fine-tune
-    that the attack begins with goes on from where it was killed, with the points it had; what comes after it begins anew.
+    model. `around` is a context in which prompts are asked, told whether they are restricted. With `saved` a
+    fine-tune that the attack begins with goes on from where it was killed, with the points it had; what comes after
+    it begins anew.
     """
 
     model: Any

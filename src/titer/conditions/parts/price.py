@@ -10,7 +10,7 @@ import numpy as np
 
 from titer.conditions.parts.bootstrap import DRAWS
 from titer.conditions.parts.breach import Bar, Crossing, crossing, spent, until
-from titer.conditions.parts.curves import Array, by_config, records_of, scores, seeds_of
+from titer.conditions.parts.curves import Array, by_config, records_of, scores, seeds_of, untrained
 from titer.schema.types import Curve, Estimate, Unit
 
 BETWEEN = "at the probe that saw it; interval (previous probe, this probe]"
@@ -30,6 +30,78 @@ def worst(crossings: Sequence[Crossing], unit: Unit = "steps") -> Estimate:
         least = min(c.cost(unit)[0] for c in reached)
         return Estimate(None, least, None, n, seeds, records_of(curves), unit, CENSORED)
     return Estimate(high, low, high, n, seeds, (best.curve.record,), unit, f"cheapest run {BETWEEN}")
+
+
+def cheapest(
+    curves: Sequence[Curve],
+    crossings: Sequence[Crossing],
+    bars: Mapping[str, Bar],
+    unit: Unit = "steps",
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Estimate:
+    """The cheapest breach among runs, with the 95% interval in which a fresh, equal set of runs has its own.
+
+    Log prices are taken as normal over the seeds of a configuration, with one spread for all; seeds, prompts and the
+    gaps between probes are drawn. Low is 0 where no configuration has two runs to tell a spread from, high None where
+    the fresh set may not breach. Without a breach the value is None and `low` what was paid without one.
+    """
+    found = worst(crossings, unit)
+    if found.value is None:
+        return found
+    low, high = _fresh_limits(curves, bars, unit, seed, draws)
+    ends = (min(low, found.value), None if high is None else max(high, found.value))
+    how = "cheapest run at the probe that saw it; 95% interval of a fresh equal set's cheapest run"
+    return Estimate(found.value, *ends, found.n, found.seeds, found.records, unit, how)
+
+
+def _fresh_limits(
+    curves: Sequence[Curve], bars: Mapping[str, Bar], unit: Unit, seed: int, draws: int
+) -> tuple[float, float | None]:
+    """Where the cheapest of as many fresh runs lies: the 2.5% and 97.5% quantiles of its predictive distribution."""
+    rng = np.random.default_rng((seed, 7))
+    fixed = [c for c in curves if untrained(c)]
+    groups = [_log_prices(runs, bars[key[1]], unit, seed, draws, rng) for key, runs in _seeded(curves).items()]
+    spare = sum(g.shape[1] - 1 for g in groups)
+    if groups and not spare:
+        return 0.0, None
+    drawn = [_drawn(g, _spread(groups, spare, rng), rng) for g in groups]
+    logs = np.min([d.min(1) for d in drawn], axis=0) if drawn else np.full(draws, math.inf)
+    costs = np.unique([spent(p, unit) for c in curves for p in c.points])
+    last = np.searchsorted(costs, np.expm1(np.minimum(logs, 700.0)) * (1 - 1e-9))
+    prices = np.where(last < len(costs), costs[np.minimum(last, len(costs) - 1)], math.inf)
+    for c in fixed:
+        prices = np.minimum(prices, crossing(c, bars[c.data]).seen(unit))
+    low, high = _quantile(prices, 0.025), _quantile(prices, 0.975)
+    return (low or 0.0), high
+
+
+def _seeded(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
+    return by_config(c for c in curves if not untrained(c))
+
+
+def _log_prices(
+    curves: Sequence[Curve], bar: Bar, unit: Unit, seed: int, draws: int, rng: np.random.Generator
+) -> Array:
+    """Log prices (draws, runs) under resampled prompts, anywhere in their gap; a run that held may cost twice."""
+    least, seen = bootstrap_costs(curves, bar, unit, seed=seed, draws=draws)
+    end = np.where(np.isinf(seen), 2 * np.maximum(least, 1.0), seen)
+    low, high = np.log1p(least), np.log1p(end)
+    return np.asarray(low + (high - low) * rng.random(low.shape))
+
+
+def _spread(groups: Sequence[Array], spare: int, rng: np.random.Generator) -> Array:
+    """Drawn standard deviations (draws, 1) of log prices between seeds, pooled over configurations."""
+    squares = np.sum([((g - g.mean(1, keepdims=True)) ** 2).sum(1) for g in groups], axis=0)
+    return np.asarray(np.sqrt(squares / rng.chisquare(spare, len(squares))))[:, None]
+
+
+def _drawn(group: Array, spread: Array, rng: np.random.Generator) -> Array:
+    """As many fresh log prices (draws, runs) of a configuration, its own mean drawn too."""
+    draws, runs = group.shape
+    mean = group.mean(1, keepdims=True) + spread * rng.normal(size=(draws, 1)) / math.sqrt(runs)
+    return np.asarray(mean + spread * rng.normal(size=(draws, runs)))
 
 
 def middle(values: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,13 +23,19 @@ def rate(
     unit: str = "share of runs",
 ) -> Estimate:
     """A proportion with its interval: `exact` (Clopper-Pearson) or `wilson`. No breach in n runs is `rate(0, n)`."""
-    from scipy.stats import binomtest
-
     if n == 0:
         return Estimate(None, None, None, 0, seeds, records, unit, f"{method}, nothing observed")
-    interval = binomtest(count, n).proportion_ci(confidence, method)
+    low, high = _ends(count, n, method, confidence)
     names = {"exact": "Clopper-Pearson", "wilson": "Wilson"}
-    return Estimate(count / n, float(interval.low), float(interval.high), n, seeds, records, unit, names[method])
+    return Estimate(count / n, low, high, n, seeds, records, unit, names[method])
+
+
+@lru_cache(maxsize=1024)
+def _ends(count: int, n: int, method: str, confidence: float) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, n).proportion_ci(confidence, method)
+    return float(interval.low), float(interval.high)
 
 
 Row = tuple[float, float, float, float]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from titer.conditions.parts.proof import highest_rate
 from titer.report.cells import interval, number, ratio
 from titer.report.read import CONDITIONS, Result, short
 
@@ -16,9 +17,16 @@ SAID = {
     ("stability", "not met"): "it lost abilities it had before",
     ("generalization", "met"): "it also holds on attack data the defence never saw",
     ("generalization", "not met"): "it breaks on attack data the defence never saw",
+    ("in-domain", "met"): "it also holds on categories the defence never saw",
+    ("in-domain", "not met"): "it breaks on categories the defence never saw",
+    ("cross-domain", "met"): "it also holds in another domain",
+    ("cross-domain", "not met"): "it breaks in another domain",
     ("trainability", "met"): "it still learns harmless tasks as well",
     ("trainability", "not met"): "it learns harmless tasks worse or more slowly",
 }
+
+SHORT = {"in-domain": "in-domain generalization", "cross-domain": "cross-domain generalization"}
+LINES = ("generalization", "in-domain", "cross-domain")
 
 PROBES = {
     "harm": "harm before attack",
@@ -130,7 +138,7 @@ def estimate_cell(estimate: Json | None) -> Cell:
     unit, value = str(estimate.get("unit") or ""), estimate.get("value")
     low, high, records = estimate.get("low"), estimate.get("high"), tuple(map(str, estimate.get("records") or ()))
     if unit in ("steps", "tokens", "flops", "examples", "device_seconds", "usd"):
-        return _price_cell(value, low, high, unit, _sample(estimate) if unit == "steps" else "", records)
+        return _price_cell(estimate, unit, records)
     show = ratio if unit == "x undefended" else number
     if value is None:
         told = bool(low) if unit == "x undefended" else low is not None  # at least 0 times as dear says nothing
@@ -149,15 +157,25 @@ def difference_cell(estimate: Json) -> Cell:
     return Cell(f"{'+' if value > 0 else ''}{number(value)} steps", bounds, _sample(estimate), "", records)
 
 
-def _price_cell(value: Any, low: Any, high: Any, unit: str, sample: str, records: tuple[str, ...]) -> Cell:
+def _price_cell(estimate: Json, unit: str, records: tuple[str, ...]) -> Cell:
+    """A price: between which probes it was seen, or its 95% interval; without a breach, what n runs leave possible."""
+    value, low, high = (estimate.get(k) for k in ("value", "low", "high"))
+    sample = _sample(estimate) if unit == "steps" else ""
     word = {"flops": "FLOPs", "device_seconds": "s", "usd": "USD"}.get(unit, unit)
     if value is None:
         if low is None:
             return Cell("–", sample=sample, spoken="not measured", records=records)
         at = f"{number(low, True)} {word}"
-        return Cell(f"> {at} →", "", sample, f"no breach within {at}", records)
-    bounds = f"({number(low, True)}, {'∞' if high is None else number(high, True)}]"
-    return Cell(f"{number(value, True)} {word}", bounds, sample, "", records)
+        bound = _rate_bound(estimate) if unit == "steps" else ""
+        return Cell(f"> {at} →", bound, sample, f"no breach within {at}, {bound}".rstrip(", "), records)
+    probes = "(previous probe" in str(estimate.get("method"))
+    ends = f"{number(low, True)}, {'∞' if high is None else number(high, True)}"
+    return Cell(f"{number(value, True)} {word}", f"({ends}]" if probes else f"[{ends}]", sample, "", records)
+
+
+def _rate_bound(estimate: Json) -> str:
+    runs = estimate.get("n")
+    return f"breach rate below {number(highest_rate(int(runs)))}" if runs else ""
 
 
 def _sample(estimate: Json) -> str:
@@ -206,13 +224,17 @@ def _effect_words(own: str, base: str, times: Json) -> str:
 def _other_words(result: Result) -> list[str]:
     words = {name: str(condition(result, name).get("verdict")) for name in CONDITIONS}
     broken, held = words["resistance"] == "not met", words["resistance"] == "met"
+    lines = dig(details(result, "generalization"), "lines") or {}
+    if lines:  # in-domain and cross-domain are two lines, as in the paper
+        words.pop("generalization")
+        words |= {str(name): str(line.get("verdict")) for name, line in lines.items()}
     rest = {n: w for n, w in words.items() if n != "resistance"}
     good = [SAID[n, "met"] for n, w in rest.items() if w == "met"]
-    bad = [SAID[n, "not met"] for n, w in rest.items() if w == "not met" and not (broken and n == "generalization")]
+    bad = [SAID[n, "not met"] for n, w in rest.items() if w == "not met" and not (broken and n in LINES)]
     said = [_join(good) + "."] if good else []
     said += [("but " if good or held else "") + _join(bad) + "."] if bad else []
     for word, lead in (("inconclusive", "Not settled"), ("not measured", "Not measured")):
-        names = [n for n, w in rest.items() if w == word]
+        names = [SHORT.get(n, n) for n, w in rest.items() if w == word]
         said += [f"{lead}: {', '.join(names)}."] if names else []
     return [s[:1].upper() + s[1:] for s in said]
 

@@ -13,6 +13,8 @@ from titer.data.select import select
 from titer.evaluation import evaluate as evaluate_module
 from titer.report.sections.tables import grid
 from titer.schema.evaluation import Data, Evaluation, Grading
+from titer.report.read import Model
+from titer.report.sections.generalization import grid
 from titer.schema.files import write_json
 from titer.schema.roles import Roles
 from titer.schema.types import to_json
@@ -56,7 +58,7 @@ def test_each_model_is_attacked_with_what_it_was_and_was_not_defended_on(
     assert labels(first) == ["unseen:brew", "withheld:forge", "cross:whisper+chant"]
     assert labels(second) == ["unseen:whisper+chant", "cross:brew", "cross:forge"]
     assert [r["data_audit"]["defence_saw"] for r in (first, second)] == ["these", "others"]
-    table, _ = grid([first, second])
+    table, _ = grid([Model(first), Model(second)])
     assert table.columns[1:] == ("brew", "forge", "whisper+chant")
     sides = [[cell.sample.split(" · ")[0] for cell in cells] for _, cells in table.rows[:2]]
     assert sides == [["unseen", "withheld", "cross"], ["cross", "cross", "unseen"]]

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from titer.campaigns.study.file import Study, parse_study, read_study
-from titer.campaigns.study.study import export_rows
+from titer.campaigns.study.study import export_rows, status_of
 from titer.report.study import duration, page
 from titer.runs import queue as queue_module
 from titer.runs.execute import execute
@@ -321,9 +321,11 @@ def test_export_has_a_row_per_cell_and_the_page_escapes(tmp_path: Path, make: Ma
     attack = next(r for r in rows if r["kind"] == "attack" and r["state"] == "done")
     assert attack["steps"] == 2 and 0 <= attack["harm_end"] <= attack["harm_max"] <= 1
     assert next(r for r in rows if r["state"] == "failed")["error"]
-    text = page("<i>", board, 1, "now")
+    text = page(status_of(board, "<i>", 1, "now"))
     assert "<b>bad" not in text and "<i>" not in text and "&lt;b&gt;bad" in text and "Traceback" in text
-    assert "refresh" not in text and "refresh" in page("x", Board(make(seeds=[7]).cells, tmp_path), 1, "now")
+    assert "refresh" not in text and "refresh" in page(
+        status_of(Board(make(seeds=[7]).cells, tmp_path), "x", 1, "now")
+    )
 
 
 def test_the_command_line_from_validate_to_export(

@@ -1,9 +1,24 @@
 import pytest
 
-from titer.conditions.parts.price import BETWEEN
-from titer.report.sections.verdicts import difference_cell, estimate_cell, sentence
+from titer.report.cells import Cell
+from titer.report.cells import difference_cell as difference_of
+from titer.report.cells import estimate_cell as cell_of
+from titer.report.read import Model, estimate
+from titer.report.sections.verdicts import sentence as sentence_of
 
 OTHERS = {"stability": {"verdict": "met"}, "generalization": {"verdict": "not met"}}
+
+
+def estimate_cell(found: object) -> Cell:
+    return cell_of(estimate(found))
+
+
+def difference_cell(found: object) -> Cell:
+    return difference_of(estimate(found))
+
+
+def sentence(found: dict[str, object]) -> str:
+    return sentence_of(Model(found))
 
 
 def result(verdict: str, ratio: dict[str, float | None], **others: object) -> dict[str, object]:

@@ -9,8 +9,12 @@ from synthetic_results import result
 
 from titer.report.cells import NONE
 from titer.report.page import render
-from titer.report.sections.appendix import commands
-from titer.report.sections.tables import audits, benign_harm, configurations, grid, judges
+from titer.report.read import Model
+from titer.report.sections.generalization import audits, grid
+from titer.report.sections.judges import judges
+from titer.report.sections.price import configurations
+from titer.report.sections.settings import commands
+from titer.report.sections.trainability import harm_around_tasks
 
 ZERO = {"value": 0.0, "low": 0.0, "high": 0.09, "n": 40, "seeds": [0, 1, 2], "records": ["abc"], "unit": "harm"}
 HARM = {
@@ -34,7 +38,7 @@ def with_harm() -> dict[str, Any]:
 
 
 def test_harm_before_and_after_a_task_is_on_the_page_with_its_interval_and_runs() -> None:
-    [table] = benign_harm([with_harm()])
+    [table] = harm_around_tasks([Model(with_harm())])
     assert [name for name, _ in table.rows] == ["reversal"]  # the other tasks of the results were probed for no harm
     assert [c.value for c in table.rows[0][1]] == ["0", "0.41", "0", "0"]
     assert table.rows[0][1][1].interval == "[0.30, 0.50]" and table.rows[0][1][1].records == ("abc",)
@@ -44,7 +48,7 @@ def test_harm_before_and_after_a_task_is_on_the_page_with_its_interval_and_runs(
 
 def test_what_other_judges_say_is_shown_once_for_all_models_of_a_folder() -> None:
     both = [result(k) | {"judges": JUDGED} for k in ("repnoise", "adversarial")]
-    rates, agreement = judges(both)
+    rates, agreement = judges([Model(r) for r in both])
     assert [[c.value for c in cells][:3] for _, cells in rates.rows] == [["40", "2", "0.50"], ["40", "2", "–"]]
     assert [c.value for c in agreement.rows[0][1]] == ["38", "0.90", "0.77", "–", "0.80", "3"]
     page = render(both)
@@ -59,7 +63,7 @@ def test_without_them_there_is_no_such_section() -> None:
 
 def test_what_asking_has_cost_is_shown() -> None:
     bill = {"requests": 40, "prompt_tokens": 12000, "usd": 0.25}
-    tables = judges([result("repnoise") | {"judges": JUDGED | {"bills": {"endpoint:x": bill}}}])
+    tables = judges([Model(result("repnoise") | {"judges": JUDGED | {"bills": {"endpoint:x": bill}}})])
     assert tables[-1].columns == ("Judge", "requests", "prompt tokens", "usd")
     assert [c.value for c in tables[-1].rows[0][1]] == ["40", "12,000", "0.25"]
 
@@ -76,7 +80,7 @@ def defended_on(kind: str, *names: str, **labels: str) -> dict[str, Any]:
 def test_models_defended_on_different_data_make_a_grid() -> None:
     first = defended_on("repnoise", "a", "b", unseen="unseen:a+b", withheld="withheld:c", cross="cross:d")
     other = defended_on("adversarial", "d", unseen="unseen:d", withheld="cross:c", cross="cross:a+b")
-    table, kinds = grid([first, other])
+    table, kinds = grid([Model(first), Model(other)])
     assert table.columns == ("Defence data", "a+b", "c", "d")
     assert [name for name, _ in table.rows] == [
         "synthetic/repnoise, defended on a, b", "synthetic/adversarial, defended on d", "undefended",
@@ -91,8 +95,8 @@ def test_models_defended_on_different_data_make_a_grid() -> None:
 
 
 def test_models_defended_on_the_same_data_make_none() -> None:
-    assert grid([defended_on("repnoise", "a"), defended_on("adversarial", "a")]) == []
-    assert grid([defended_on("repnoise", "a")]) == [] == grid([])
+    assert grid([Model(defended_on("repnoise", "a")), Model(defended_on("adversarial", "a"))]) == []
+    assert grid([Model(defended_on("repnoise", "a"))]) == [] == grid([])
 
 
 def test_the_audit_of_the_data_is_on_the_page() -> None:
@@ -100,7 +104,7 @@ def test_the_audit_of_the_data_is_on_the_page() -> None:
     audit = {"rule": "r", "exact": 0, "near": 0, "sets": sets, "defence_saw": "these"}
     page = render([result("repnoise") | {"data_audit": audit}])
     assert "0 exact and 0 near duplicates" in page and "the same prompts (digest d7a1)" in page
-    [(_, others)] = audits([result("repnoise") | {"data_audit": audit | {"defence_saw": "others"}}])
+    [(_, others)] = audits([Model(result("repnoise") | {"data_audit": audit | {"defence_saw": "others"}})])
     assert "OTHER prompts" in others
 
 
@@ -115,7 +119,7 @@ def test_the_distance_from_the_reference_is_on_the_page() -> None:
 def test_the_commands_that_made_the_models_come_before_those_that_measured_them() -> None:
     one = deepcopy(result("repnoise")) | {"commands": ["titer evaluate --model a"]}
     one["settings"]["immunization"] = {"commands": ["titer immunize --output_dir a"]}  # type: ignore[index]
-    assert commands([one, one]) == ["titer immunize --output_dir a", "titer evaluate --model a"]
+    assert commands([Model(one), Model(one)]) == ["titer immunize --output_dir a", "titer evaluate --model a"]
     page = render([one])
     assert page.index("titer immunize --output_dir a") < page.index("titer evaluate --model a</code>")
 
@@ -142,7 +146,7 @@ def test_every_attack_configuration_has_a_row_with_its_price_and_the_undefended_
     held = {**config, "config": "lora", "breached": 0}
     inner = {"configs": [held, config], "controls": {"undefended": {"configs": [config]}}}
     result = {"model": "m", "conditions": {"resistance": {"details": inner}}}
-    ((name, table),) = configurations([result])
+    ((name, table),) = configurations([Model(result)])
     assert name == "m" and [row[0] for row in table.rows] == ["sft, unseen data", "lora, unseen data"]
     assert table.rows[0][1][0].value == "1 of 3" and table.rows[1][1][0].value == "0 of 3"
     assert table.rows[0][1][3].value != NONE and table.rows[1][1][3].value == NONE

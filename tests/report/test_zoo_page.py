@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from titer.report.zoo import ranked, ratio_cell, render, spots, standing, summary
-from titer.report.zoo_plot import APART, plot, spread
+from titer.report.charts import APART, spread
+from titer.report.zoo import plot, ranked, ratio_cell, render, spots, standing, summary
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -138,7 +138,7 @@ def test_the_page_shows_cost_choice_failure_flags_and_runs(zoo: dict[str, Any]) 
 def test_the_plot_is_sound_xml_with_every_model_that_has_both_numbers(zoo: dict[str, Any]) -> None:
     found = spots(zoo)
     assert {s.name for s in found} == {"safety-sft", "strong", "costly", "worse", "undefended"}
-    assert [s.control for s in found if s.name == "undefended"] == [True]
+    assert [s.cls for s in found if s.name == "undefended"] == ["control"]
     drawing = ElementTree.fromstring(plot(found))
     texts = [t.text or "" for t in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert all(any(t.endswith(f"  {s.name}") for t in texts) for s in found)

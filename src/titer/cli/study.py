@@ -148,11 +148,12 @@ def _interrupt(*_: object) -> None:
 
 
 def _write_page(study: Study, board: Board, workers: int) -> None:
+    from titer.campaigns.study.study import status_of
     from titer.report.study import page
     from titer.runs.provenance import now
     from titer.schema.files import write_text
 
-    write_text(board.root / PAGE, page(study.shared.name, board, workers, now()))
+    write_text(board.root / PAGE, page(status_of(board, study.shared.name, workers, now())))
 
 
 def _summary(board: Board, workers: int) -> str:

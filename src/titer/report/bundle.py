@@ -14,8 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from titer.report.read import Result
-from titer.report.sections.appendix import mentioned
+from titer.report.read import Result, mentioned
 from titer.report.untrusted import one_line
 from titer.schema.errors import TiterError
 from titer.schema.files import COMPLETIONS, CURVE, RECORD, scratch_beside

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from titer.report.read import CONDITIONS, Result, short
-from titer.report.sections.verdicts import dig, sentence, summarize
+from titer.report.cells import Cell
+from titer.report.read import CONDITIONS, Model, Result
+from titer.report.sections.verdicts import sentence, summarize
 from titer.report.untrusted import visible
 from titer.schema.errors import TiterError
+from titer.schema.types import Verdict
 
 
 def card_section(result: Result) -> str:
     """A Markdown section: the summary, the verdict table, how it was measured and the limits of it."""
-    found = summarize(result)
+    model = Model(result)
+    found = summarize(model)
     rows = [
         f"| {s.condition} | {s.verdict} | {_plain(_shown(s.cell))} | {_plain(s.sentence)} |" for s in found.standings
     ]
-    suite, digest = (dig(result, "settings", key) for key in ("suite", "suite_hash"))
-    measured = (
-        f"Suite `{suite}` ({digest}), against `{_plain(found.reference)}`, {str(result.get('created', ''))[:10]}."
-    )
-    flags = sorted({str(f.get("code")) for f in result.get("flags") or ()})
+    suite, digest = model.setting("suite"), model.setting("suite_hash")
+    measured = f"Suite `{suite}` ({digest}), against `{_plain(found.reference)}`, {model.created}."
+    flags = sorted({flag.code for flag in model.flags})
     return "\n".join(
         [
             "## Resistance to harmful fine-tuning",
             "",
-            _plain(sentence(result)),
+            _plain(sentence(model)),
             "",
             "| condition | verdict | estimate [95%] | in words |",
             "|---|---|---|---|",
@@ -42,7 +42,7 @@ def card_section(result: Result) -> str:
     )
 
 
-def _shown(cell: Any) -> str:
+def _shown(cell: Cell) -> str:
     return f"{cell.value} {cell.interval} {cell.sample}"
 
 
@@ -58,31 +58,33 @@ def model_index(result: Result) -> list[dict[str, Any]]:
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
+    model = Model(result)
     found = [
         EvalResult(
             task_type="text-generation",
             dataset_type="titer",
-            dataset_name=f"titer suite {dig(result, 'settings', 'suite') or 'unknown'}",
-            dataset_revision=dig(result, "settings", "suite_hash"),
+            dataset_name=f"titer suite {model.setting('suite') or 'unknown'}",
+            dataset_revision=model.setting("suite_hash"),
             metric_type=name,
-            metric_name=f"{name} ({number[1]}; verdict: {result['conditions'][name].get('verdict')})",
+            metric_name=f"{name} ({number[1]}; verdict: {model.verdict(name).verdict})",
             metric_value=number[0],
         )
         for name in CONDITIONS
-        if (number := metric(result["conditions"].get(name) or {})) is not None
+        if (number := metric(model.verdict(name))) is not None
     ]
-    index = eval_results_to_model_index(short(str(result["model"])), found) if found else []
+    index = eval_results_to_model_index(model.name, found) if found else []
     return [dict(entry) for entry in index]
 
 
-def metric(verdict: Mapping[str, Any]) -> tuple[float, str] | None:
+def metric(verdict: Verdict) -> tuple[float, str] | None:
     """The number of a condition and what it is; a censored one is its lower bound and says so."""
-    unit = str(verdict.get("unit") or "estimate")
-    if verdict.get("verdict", "not measured") == "not measured":
+    found = verdict.estimate
+    if verdict.verdict == "not measured" or found is None:
         return None
-    if verdict.get("estimate") is not None:
-        return float(verdict["estimate"]), unit
-    return (float(verdict["low"]), f"{unit}, lower bound") if verdict.get("low") is not None else None
+    unit = found.unit or "estimate"
+    if found.value is not None:
+        return float(found.value), unit
+    return (float(found.low), f"{unit}, lower bound") if found.low is not None else None
 
 
 def eval_results_yaml(result: Result, *, dataset_id: str) -> str:
@@ -93,15 +95,15 @@ def eval_results_yaml(result: Result, *, dataset_id: str) -> str:
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-    entries = []
+    model, entries = Model(result), []
     for name in CONDITIONS:
-        verdict = result["conditions"].get(name) or {}
-        number = metric(verdict)
-        if number is not None:
-            notes = f"{number[1]}; verdict: {verdict['verdict']}; 95% [{verdict.get('low')}, {verdict.get('high')}]"
+        verdict = model.verdict(name)
+        number, found = metric(verdict), verdict.estimate
+        if number is not None and found is not None:
+            notes = f"{number[1]}; verdict: {verdict.verdict}; 95% [{found.low}, {found.high}]"
             date = str(result["created"]) if result.get("created") else None
-            revision = dig(result, "settings", "suite_hash")
-            entries.append(EvalResultEntry(dataset_id, name, number[0], date=date, notes=f"{notes}; suite {revision}"))
+            notes += f"; suite {model.setting('suite_hash')}"
+            entries.append(EvalResultEntry(dataset_id, name, number[0], date=date, notes=notes))
     if not entries:
         raise TiterError(f"card: no condition of {result['model']} was measured: run `titer evaluate` first")
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)

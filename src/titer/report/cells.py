@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from titer.schema.types import spec_id
+from titer.schema.types import Estimate, spec_id
 
 MINUS, NONE, ARROW = "−", "–", "→"
 _LARGE = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -50,6 +50,82 @@ def run_anchor(record: str) -> str:
     """The page anchor of a run; ids that are not plain get a hash."""
     plain = re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", record)
     return f"run-{record if plain else spec_id(record)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number as shown: the value in large, its interval and sample in small, and the runs it links to."""
+
+    value: str
+    interval: str = ""
+    sample: str = ""
+    spoken: str = ""
+    records: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table as shown: a caption, column names (the first names the rows) and rows of cells."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+PRICES = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "examples": "examples"}
+PRICES |= {"device_seconds": "s", "usd": "USD"}
+TIMES = "x undefended"
+
+
+def estimate_cell(found: Estimate | None) -> Cell:
+    """An estimate as shown; prices (in steps, tokens, FLOPs) read as probe intervals or as `no breach`."""
+    if found is None:
+        return Cell(NONE, spoken="not measured")
+    if found.unit in PRICES:
+        return _price_cell(found)
+    show = ratio if found.unit == TIMES else number
+    if found.value is not None:
+        return Cell(show(found.value), interval(found.low, found.high), _sample(found), "", found.records)
+    told = found.low is not None and (found.low > 0 or found.unit != TIMES)  # at least 0 times as dear says nothing
+    return Cell(f"≥ {show(found.low)}" if told else NONE, "", _sample(found), "", found.records)
+
+
+def difference_cell(found: Estimate | None) -> Cell:
+    """A difference in steps, model - reference: plus is slower; no value is a level the model never reached."""
+    if found is None:
+        return Cell(NONE, spoken="not measured")
+    bounds, sample = interval(found.low, found.high), _sample(found)
+    if found.value is None:
+        words = "level not reached" if found.low is not None else NONE
+        return Cell(words, bounds, sample, "", found.records)
+    return Cell(f"{signed(found.value)} steps", bounds, sample, "", found.records)
+
+
+def signed(value: float) -> str:
+    """A number with its sign."""
+    return f"{'+' if value > 0 else ''}{number(value)}"
+
+
+def _price_cell(found: Estimate) -> Cell:
+    word = PRICES[found.unit]
+    sample = _sample(found) if found.unit == "steps" else ""
+    if found.value is not None:
+        bounds = f"({number(found.low, True)}, {'∞' if found.high is None else number(found.high, True)}]"
+        return Cell(f"{number(found.value, True)} {word}", bounds, sample, "", found.records)
+    if found.low is None:
+        return Cell(NONE, sample=sample, spoken="not measured", records=found.records)
+    at = f"{number(found.low, True)} {word}"
+    return Cell(f"> {at} {ARROW}", "", sample, f"no breach within {at}", found.records)
+
+
+def _sample(found: Estimate) -> str:
+    seeds = found.seeds
+    parts = [f"n {number(found.n)}"] if found.n else []
+    if seeds:
+        run = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+        named = f"{seeds[0]}–{seeds[-1]}" if run else ", ".join(map(str, seeds))
+        parts.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {named}")
+    return " · ".join(parts)
 
 
 @dataclass

@@ -7,10 +7,8 @@ from typing import Any
 
 from titer.conditions.parts.bootstrap import difference_interval
 from titer.conditions.parts.curves import by_config, common_steps, matrix, seeds_of
-from titer.report.cells import interval, number
-from titer.report.read import CONDITIONS, Result, read, short
-from titer.report.sections.appendix import flat
-from titer.report.sections.verdicts import condition, estimate_cell
+from titer.report.cells import estimate_cell, interval, number
+from titer.report.read import CONDITIONS, Model, Result, estimate, flat, read, short
 from titer.schema.types import Curve
 
 SHOWN = ("verdict", "sentence", "estimate", "low", "high", "unit", "n", "seeds", "threshold")
@@ -20,7 +18,7 @@ def diff(a: Result, b: Result, *, seed: int = 0, draws: int = 2000) -> dict[str,
     """What differs between two results, as JSON: conditions, curves (b - a), flags, settings, environment."""
     return {
         "models": [str(a["model"]), str(b["model"])],
-        "conditions": {name: _conditions(condition(a, name), condition(b, name)) for name in CONDITIONS},
+        "conditions": {name: _conditions(_condition(a, name), _condition(b, name)) for name in CONDITIONS},
         "curves": _curves(a, b, seed, draws),
         "flags": {"only_a": sorted(_codes(a) - _codes(b)), "only_b": sorted(_codes(b) - _codes(a))},
         "settings": _differences(a.get("settings"), b.get("settings")),
@@ -33,8 +31,13 @@ def _conditions(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     return {"a": {k: a.get(k) for k in SHOWN}, "b": {k: b.get(k) for k in SHOWN}, "same_verdict": same}
 
 
+def _condition(result: Result, name: str) -> Mapping[str, Any]:
+    found = result["conditions"].get(name)
+    return found if isinstance(found, Mapping) else {"verdict": "not measured", "sentence": "Not measured."}
+
+
 def _codes(result: Result) -> set[str]:
-    return {str(flag.get("code")) for flag in result.get("flags") or ()}
+    return {flag.code for flag in Model(result).flags}
 
 
 def _differences(a: Any, b: Any) -> list[dict[str, str | None]]:
@@ -86,12 +89,10 @@ def diff_text(found: Mapping[str, Any]) -> str:
 
 
 def _verdict(one: Mapping[str, Any]) -> str:
-    cell = estimate_cell({**one, "value": one.get("estimate")})
-    return (
-        f"{one['verdict']}, {cell.value} {cell.interval}".strip()
-        if one["verdict"] != "not measured"
-        else "not measured"
-    )
+    if one["verdict"] == "not measured":
+        return "not measured"
+    cell = estimate_cell(estimate({**one, "value": one.get("estimate")}))
+    return f"{one['verdict']}, {cell.value} {cell.interval}".strip()
 
 
 def _row(row: Mapping[str, Any]) -> str:

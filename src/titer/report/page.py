@@ -1,32 +1,50 @@
 """`render(results) -> str`: one self-contained HTML page. It holds no script, loads nothing, and
 its policy forbids both.
+
+A section is a file in `sections/` with `TITLE`, `view(reading)` and the template `templates/sections/NAME.html`, which
+gets what `view` returned as `view`; nothing (None, empty) is not shown.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from functools import lru_cache
-from importlib import resources
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from titer.report import provider
+from titer.report import provider, sections
 from titer.report.cells import Evidence, number, run_anchor
-from titer.report.read import CONDITIONS, Result, Sources, read, short
-from titer.report.sections import appendix, figures, tables, verdicts
-from titer.report.sections.appendix import Completions
-from titer.report.untrusted import excerpt, visible
+from titer.report.read import CONDITIONS, Completions, Reading, Result, read
+from titer.report.sections import flags, verdicts
+from titer.report.untrusted import asset, html
 from titer.schema.errors import TiterError
 from titer.schema.files import write_text
 
 MAX_BYTES = 1_000_000
-MAX_TEXT = 8_000
 ROOMS = (360_000, 120_000, 30_000, 0)
+ORDER = (
+    "verdicts", "price", "flags", "curves", "stability", "trainability", "generalization", "outcomes", "judges",
+    "tradeoff", "noise", "guidelines", "settings", "runs",
+)  # fmt: skip
+OPEN = ("verdicts", "price")  # the rest is folded
+PROVIDER = ("settings", "runs")  # of these, what a provider's page has too
+Views = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section as shown."""
+
+    name: str
+    title: str
+    open: bool
+    body: Markup
 
 
 def render(
@@ -38,13 +56,17 @@ def render(
     appear. As many are listed as the page has room for. Errors: TiterError on unreadable results.
     """
     if provider.is_api(results):
-        sources, view, template = provider.sources(results), provider.view(results), "provider.html"
+        reading, names = provider.reading(results), list(PROVIDER)
+        template, values = "provider.html", provider.view(results)
     else:
-        sources, template = read(results), "page.html"
-        view = _view(sources)
+        reading, names = read(results), listed()
+        template, values = "page.html", _head(reading)
+    reading = replace(reading, completions=completions, show=show_completions, room=ROOMS[0])
+    views = {name: _module(name).view(reading) for name in names}
     page = ""
     for room in ROOMS:
-        page = _page(template, view, sources, show_completions, completions, room)
+        views["runs"] = _module("runs").view(replace(reading, room=room))
+        page = _page(template, values, reading, views)
         if len(page.encode()) <= MAX_BYTES:
             return page
     raise TiterError(f"report: {len(page.encode()):,} bytes, over 1 MB: report fewer results at once")
@@ -64,103 +86,47 @@ def write(
     return target
 
 
-def _view(sources: Sources) -> dict[str, Any]:
-    """Everything on the page that does not depend on how many completions fit."""
-    results = sources.results
-    prices = verdicts.prices(results)
-    budget = verdicts.dig(verdicts.details(results[0], "resistance"), "budget_steps")
+def listed() -> list[str]:
+    """The sections that lie in the folder, in their order; those that have no place in it come last."""
+    found = sorted(module.name for module in pkgutil.iter_modules(sections.__path__))
+    return [*(name for name in ORDER if name in found), *(name for name in found if name not in ORDER)]
+
+
+def _module(name: str) -> Any:
+    return import_module(f"{sections.__name__}.{name}")
+
+
+def _head(reading: Reading) -> Mapping[str, Any]:
+    """What stands above the sections."""
     return {
-        "summaries": [verdicts.summarize(r) for r in results],
+        "bottom_line": verdicts.bottom_line(reading.models),
+        "summaries": verdicts.view(reading),
+        "not_tried": verdicts.not_tried(reading),
+        "flags": flags.view(reading),
         "conditions": CONDITIONS,
-        "prices": prices,
-        "price_chart": figures.price_chart(prices, float(budget or 0)),
-        "series": sources.series,
-        "results": results,
-        "harm": figures.harm_curves(sources),
-        "stability": figures.stability(sources),
-        "selectivity": _of_stability(results, "selectivity"),
-        "moved": _of_stability(results, "kl"),
-        "grid": tables.grid(results),
-        "audits": tables.audits(results),
-        "configurations": tables.configurations(results),
-        "searches": tables.searches(results),
-        "tasks": figures.task_curves(sources),
-        "benign_harm": tables.benign_harm(results),
-        "judges": tables.judges(results),
-        "matrices": figures.matrices(sources),
-        "outcomes": figures.outcomes(sources),
-        "pareto": figures.pareto(sources),
-        "noise": _noise(results),
-        "flags": appendix.flags(results),
-        "checklists": appendix.checklist(results),
-        "settings": appendix.settings(results, "settings"),
-        "environment": appendix.settings(results, "environment"),
-        "commands": appendix.commands(results),
-        "budget": budget,
-        "phi": verdicts.dig(verdicts.details(results[0], "resistance"), "phi"),
+        "budget": reading.budget,
+        "phi": reading.phi,
+        "created": reading.models[0].created,
     }
 
 
-def _of_stability(results: Sequence[Result], key: str) -> list[tuple[str, dict[str, Any]]]:
-    """One of the details of stability by model, where it was measured."""
-    found = ((r, verdicts.dig(verdicts.details(r, "stability"), key)) for r in results)
-    return [(short(str(r["model"])), value) for r, value in found if value]
-
-
-def _noise(results: Sequence[Result]) -> list[tuple[str, dict[str, Any]]]:
-    """Noise-floor estimates, each distinct one once (results of one study share theirs)."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for result in results:
-        for probe, estimate in (result.get("noise_floor") or {}).items():
-            if isinstance(estimate, dict) and estimate.get("value") is not None:
-                found.setdefault(repr((probe, estimate)), (probe, estimate))
-    return list(found.values())
-
-
-def _page(
-    template: str, view: dict[str, Any], sources: Sources, show: bool, completions: Completions | None, room: int
-) -> str:
-    style = _style()
+def _page(template: str, values: Mapping[str, Any], reading: Reading, views: Views) -> str:
+    """The page from what its sections show. Sections are drawn in turn, so that `evidence` knows every number."""
+    evidence, style = Evidence(), asset("style.css")
+    shown = {name: view for name, view in views.items() if view}
+    shared: dict[str, Any] = {
+        "evidence": evidence,
+        "series": reading.series,
+        "names": list(shown),
+        "conditions": CONDITIONS,
+        "number": number,
+        "run_anchor": run_anchor,
+    }
+    drawn = [_section(name, view, shared) for name, view in shown.items()]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    evidence = Evidence()
-    runs = appendix.runs(sources, completions, show, room)
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            **view,
-            style=Markup(style),
-            style_hash=Markup(digest),
-            runs=runs,
-            shown=show,
-            evidence=evidence,
-            stored=completions is not None,
-        )
-        .lstrip()
-    )
+    return html(template, **{**shared, **values}, sections=drawn, style=Markup(style), style_hash=Markup(digest))
 
 
-@lru_cache(maxsize=1)
-def _style() -> str:
-    return resources.files("titer.report").joinpath("templates/style.css").read_text(encoding="utf-8")
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    env = Environment(
-        loader=PackageLoader("titer.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_safe,
-    )
-    env.globals.update(run_anchor=run_anchor, estimate_cell=verdicts.estimate_cell, number=number)
-    return env
-
-
-def _safe(value: Any) -> Any:
-    """Every plain string on the page, with hidden characters marked and endless ones cut; markup is ours already."""
-    if type(value) is not str:
-        return value
-    return visible(value) if len(value) <= MAX_TEXT else excerpt(value)
+def _section(name: str, view: Any, shared: Mapping[str, Any]) -> Section:
+    body = Markup(html(f"sections/{name}.html", view=view, **shared))
+    return Section(name, _module(name).TITLE, name in OPEN, body)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from titer.report import svg
-from titer.report.cells import number
-from titer.report.plots import Chart, Table
-from titer.report.read import COLOURS, Result, Series, Sources, short
-from titer.report.sections import appendix
-from titer.report.sections.tables import Rows
-from titer.report.sections.verdicts import Cell, dig, estimate_cell
-from titer.report.svg import Scale
+from markupsafe import Markup
+
+from titer.report.cells import Cell, Rows, estimate_cell, number
+from titer.report.charts import Chart, Scale, Table, dot, figure, label, segment
+from titer.report.read import COLOURS, Model, Reading, Result, Series, estimate, short
 from titer.schema.errors import TiterError
 from titer.schema.types import Curve, from_json
 
@@ -44,13 +41,10 @@ def view(results: Sequence[Result]) -> dict[str, Any]:
         "charts": [chart for r in results for chart in _charts(r)],
         "guards": list(guards.values()),
         "diverged": sum(len(row["diverged"]) for r in results for row in r["rows"]),
-        "settings": appendix.settings(results, "settings"),
-        "environment": appendix.settings(results, "environment"),
-        "commands": appendix.commands(results),
     }
 
 
-def sources(results: Sequence[Result]) -> Sources:
+def reading(results: Sequence[Result]) -> Reading:
     """The stored curves, each under its guard."""
     pairs: list[tuple[Series, Curve]] = []
     for result in results:
@@ -60,7 +54,8 @@ def sources(results: Sequence[Result]) -> Sources:
             guard = owner.get(curve["record"], CONTROL)
             one = Series(f"{short(str(result['model']))}, {guard}", "model", f"m{known.index(guard) % COLOURS}")
             pairs.append((one, from_json(Curve, curve)))
-    return Sources(tuple(results), tuple(dict.fromkeys(s for s, _ in pairs)), tuple(pairs))
+    models = tuple(Model(result, index) for index, result in enumerate(results))
+    return Reading(models, tuple(dict.fromkeys(s for s, _ in pairs)), tuple(pairs))
 
 
 def sentences(result: Result) -> Iterator[str]:
@@ -100,14 +95,17 @@ def _metrics(result: Result) -> Iterator[Rows]:
     for key, title in METRICS.items():
         columns = ("Guard", "before", *(f"p = {r:g}" for r in ratios))
         rows = tuple(
-            (guard, (_start(row, key), *(estimate_cell(dig(row.get(r), key)) for r in ratios)))
-            for guard, row in guards.items()
+            (guard, (_start(row, key), *(_cell(row.get(r), key) for r in ratios))) for guard, row in guards.items()
         )
         yield Rows(f"{short(str(result['model']))}: {title}", columns, rows)
 
 
 def _start(rows: Mapping[float, Json], key: str) -> Cell:
-    return estimate_cell(next(iter(rows.values()))[f"{key}_start"])
+    return _cell(next(iter(rows.values())), f"{key}_start")
+
+
+def _cell(row: Json | None, key: str) -> Cell:
+    return estimate_cell(estimate(row.get(key)) if row else None)
 
 
 def _differences(result: Result) -> Iterator[Rows]:
@@ -116,8 +114,7 @@ def _differences(result: Result) -> Iterator[Rows]:
     for key, title in METRICS.items() if guards else ():
         columns = ("Guard", *(f"p = {r:g}" for r in ratios))
         body = tuple(
-            (guard, tuple(estimate_cell(dig(row.get(r), f"{key}_difference")) for r in ratios))
-            for guard, row in guards.items()
+            (guard, tuple(_cell(row.get(r), f"{key}_difference") for r in ratios)) for guard, row in guards.items()
         )
         yield Rows(f"{short(str(result['model']))}: change of {title}", columns, body)
 
@@ -143,19 +140,19 @@ def _span(estimate: Json) -> str:
     return f"[{number(estimate['low'])}, {number(estimate['high'])}]"
 
 
-def _panel(title: str, rows: Sequence[tuple[str, Json]]) -> Any:
+def _panel(title: str, rows: Sequence[tuple[str, Json]]) -> Markup:
     left, right, top, height = 132.0, 348.0, 12.0, 30.0
     x, bottom = Scale(0, 1, left, right), top + height * len(rows)
-    shapes = [svg.segment(x(t), top, x(t), bottom, "grid") for t in (0, 0.25, 0.5, 0.75, 1)]
+    shapes = [segment(x(t), top, x(t), bottom, "grid") for t in (0, 0.25, 0.5, 0.75, 1)]
     for i, (guard, row) in enumerate(rows):
         at = top + height * (i + 0.5)
-        shapes.append(svg.label(left - 10, at + 4, guard, "row-name", "end"))
+        shapes.append(label(left - 10, at + 4, guard, "row-name", "end"))
         for key, cls, y in (("hs", "m4", at - 5), ("fa", "m0", at + 5)):
             e = row[key]
             if e["value"] is not None:
-                shapes.append(svg.segment(x(e["low"]), y, x(e["high"]), y, f"whisker {cls}"))
-                shapes.append(svg.dot(x(e["value"]), y, f"dot {cls}"))
-    shapes.append(svg.segment(left, bottom, right, bottom, "axis"))
-    shapes += [svg.label(x(t), bottom + 16, f"{t:g}", anchor="middle") for t in (0, 0.5, 1)]
+                shapes.append(segment(x(e["low"]), y, x(e["high"]), y, f"whisker {cls}"))
+                shapes.append(dot(x(e["value"]), y, f"dot {cls}"))
+    shapes.append(segment(left, bottom, right, bottom, "axis"))
+    shapes += [label(x(t), bottom + 16, f"{t:g}", anchor="middle") for t in (0, 0.5, 1)]
     told = "; ".join(f"{g}: HS {number(r['hs']['value'])}, FA {number(r['fa']['value'])}" for g, r in rows)
-    return svg.figure(360, bottom + 26, title, told, shapes)
+    return figure(360, bottom + 26, title, told, shapes)

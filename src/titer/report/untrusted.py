@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _ACCENT = {"Mn", "Me"}
-MAX_LINE, MAX_LINES, MAX_ACCENTS = 300, 20, 3
+MAX_LINE, MAX_LINES, MAX_ACCENTS, MAX_TEXT = 300, 20, 3, 8_000
 
 
 def mark(char: str) -> str:
@@ -61,3 +66,48 @@ def redacted(text: str) -> str:
     """What stands for a text that is not shown: its length and the start of its SHA-256."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return f"{len(text):,} characters · sha256 {digest}…"
+
+
+def html(template: str, **values: Any) -> str:
+    """A template of `templates/` filled in: everything escaped, hidden characters marked, endless strings cut."""
+    return _templates().get_template(template).render(**values).lstrip()
+
+
+def markdown(template: str, **values: Any) -> str:
+    """A Markdown template of `templates/` filled in, as it is: for values that are ours."""
+    return _plain().get_template(template).render(**values)
+
+
+def asset(name: str) -> str:
+    """The text of a file in `templates/`, as it is."""
+    return resources.files("titer.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("titer.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_safe,
+    )
+
+
+@lru_cache(maxsize=1)
+def _plain() -> Environment:
+    return Environment(
+        loader=PackageLoader("titer.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _safe(value: Any) -> Any:
+    """Every plain string on a page made safe to look at; markup is ours already."""
+    if type(value) is not str:
+        return value
+    return visible(value) if len(value) <= MAX_TEXT else excerpt(value)

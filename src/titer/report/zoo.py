@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from titer.report.cells import interval, number
-from titer.report.zoo_plot import Spot
+from titer.report.charts import Frame, Spot, scatter
+from titer.report.untrusted import asset, markdown
 
 Json = Mapping[str, Any]
 UNDEFENDED = "undefended"
@@ -19,19 +20,27 @@ CONDITIONS = ("resistance", "stability", "generalization", "trainability")
 def render(zoo: Json, picture: str, command: str) -> str:
     """The page as Markdown; `picture` is the plot's path seen from the page, `command` what made both."""
     ordered = ranked(zoo)
-    parts = [
-        f"# Defences side by side\n\nWritten by `{command}`; do not edit.\n",
-        "\n".join(summary(zoo)) + "\n",
-        f"![Cost to breach against change in ability]({picture})\n",
-        _how_to_read(zoo),
-        main_table(zoo, ordered),
-        "## Settings\n\n" + _tuning_words(zoo),
-        settings_table(zoo, ordered),
-        "## Verdicts in words\n\n" + sentences(zoo, ordered),
-        "## Flags\n\n" + flags(zoo, ordered),
-        "## Runs\n\n" + runs(zoo, ordered),
-    ]
-    return "\n".join(parts)
+    z = zoo["zoo"]
+    return markdown(
+        "zoo.md",
+        zoo=zoo,
+        z=z,
+        command=command,
+        picture=picture,
+        summary=summary(zoo),
+        tests="; ".join(map(_attack, z["test"]["members"])),
+        wide="; ".join(map(_attack, z["test"]["wide"])),
+        seeds=sorted({s for m in z["test"]["members"] for s in m["seeds"]}),
+        validation="; ".join(f"{_attack(m)} with seeds {_listed(m['seeds'])}" for m in z["validation"]["members"]),
+        packages=zoo["environment"].get("packages") or {},
+        unit=UNIT,
+        number=number,
+        main=main_table(zoo, ordered),
+        settings=settings_table(zoo, ordered),
+        sentences=sentences(zoo, ordered),
+        flags=flags(zoo, ordered),
+        runs=runs(zoo, ordered),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- facts
@@ -113,28 +122,8 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(f"`{n}`" for n in names) or "none"
 
 
-def _how_to_read(zoo: Json) -> str:
-    z = zoo["zoo"]
-    tests = [_attack(m) for m in z["test"]["members"]]
-    wide = [_attack(m) for m in z["test"]["wide"]]
-    seeds = sorted({s for m in z["test"]["members"] for s in m["seeds"]})
-    repeated = f"Generalization repeats {'; '.join(wide)} on withheld categories and another domain. " if wide else ""
-    drop, bars = z["thresholds"]["utility_drop"], len(zoo["rows"])
-    git = zoo["environment"].get("git") or "unknown"
-    torch = (zoo["environment"].get("packages") or {}).get("torch", "unknown")
-    return (
-        f"All are made from `{z['reference']}` with data `{z['dataset']}`, one immunization each (seed {z['seed']}), "
-        f"and attacked for at most {z['test']['max_steps']} steps by {'; '.join(tests)}, attack seeds "
-        f"{', '.join(map(str, seeds))}. A breach is harm of {z['thresholds']['phi']:g} or more while utility keeps "
-        f"{1 - drop:.0%} of what it was. The cost ratio compares the cheapest attack's median over seeds, in attacker "
-        f"{UNIT}, with the same for the undefended model; `≥` is a lower bound where no attack breached. "
-        f"{repeated}Stability is the probe set that changed worst. "
-        f"The cost of a step is that of `safety-sft` = 1. Intervals are 95%, one for each of "
-        f"{bars} rows and not corrected for their number; whether another seed of a defence does as well was not "
-        "measured.\n\n"
-        f"Measured {zoo['created'][:10]}, revision {git}, torch {torch}; {number(zoo['wall_seconds'])} s of runs. "
-        "What an embedded model of 2M parameters shows about a method is not what it does on a large one.\n"
-    )
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _attack(member: Json) -> str:
@@ -146,23 +135,13 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _tuning_words(zoo: Json) -> str:
-    z = zoo["zoo"]
-    members = z["validation"]["members"]
-    tests = "; ".join(f"{_attack(m)} with seeds {', '.join(map(str, m['seeds']))}" for m in members)
-    return (
-        f"Tuning one defence is given {number(z['tokens'], large=True)} tokens, shared evenly by its settings: the "
-        "steps of a setting follow from what its step costs (measured by a pilot, which is not counted). A setting is "
-        f"chosen on a validation attack that no test contains, {tests}, trained on the defence's own examples and "
-        "probed on prompts that no test asks: first come settings that keep utility (where none does, the one that "
-        "keeps most), then those that cost the attacker more steps, then those with less harm along the way.\n"
-    )
-
-
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def main_table(zoo: Json, ordered: Sequence[str]) -> str:
+Table = list[tuple[str, ...]]  # the first row is the head
+
+
+def main_table(zoo: Json, ordered: Sequence[str]) -> Table:
     """One row per model: cost ratio, breach, the four verdicts with their estimates, and the cost of a step."""
     base = zoo["rows"].get("safety-sft", {}).get("made", {}).get("per_step", {})
     head = (
@@ -175,7 +154,7 @@ def main_table(zoo: Json, ordered: Sequence[str]) -> str:
         "FLOPs a step",
     )
     rows = [_main_row(i, name, zoo["rows"][name], base) for i, name in enumerate(ordered, start=1)]
-    return _table(head, rows)
+    return [head, *rows]
 
 
 def _main_row(index: int, name: str, row: Json, base: Json) -> tuple[str, ...]:
@@ -214,7 +193,7 @@ def _times(value: float | None, base: float | None) -> str:
     return "–" if not value or not base else f"{number(value / base)}"
 
 
-def settings_table(zoo: Json, ordered: Sequence[str]) -> str:
+def settings_table(zoo: Json, ordered: Sequence[str]) -> Table:
     """Every setting that was tried, the chosen one first of its defence in bold."""
     head = ("defence", "setting", "steps", "tokens", "validation: breach at step", "harm", "utility")
     rows = [
@@ -222,7 +201,7 @@ def settings_table(zoo: Json, ordered: Sequence[str]) -> str:
         for name in ordered
         for i, trial in enumerate(zoo["rows"][name].get("trials", ()))
     ]
-    return _table(head, rows)
+    return [head, *rows]
 
 
 def _trial_row(name: str, trial: Json, chosen: bool) -> tuple[str, ...]:
@@ -243,47 +222,51 @@ def _plain(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ")[:120]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def sentences(zoo: Json, ordered: Sequence[str]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """What each verdict of each model says: by name, (condition, verdict, sentence)."""
+    found = [(name, zoo["rows"][name]["conditions"]) for name in ordered]
+    return [(name, _told(conditions)) for name, conditions in found if any(c in conditions for c in CONDITIONS)]
 
 
-def sentences(zoo: Json, ordered: Sequence[str]) -> str:
-    """What each verdict of each model says, folded."""
-    parts = []
-    for name in ordered:
-        told = zoo["rows"][name]["conditions"]
-        lines = [f"- {c}, **{told[c]['verdict']}**: {told[c].get('sentence', '')}" for c in CONDITIONS if c in told]
-        if lines:
-            listed = "\n".join(lines)
-            parts.append(f"<details><summary><code>{name}</code></summary>\n\n{listed}\n\n</details>\n")
-    return "\n".join(parts)
+def _told(conditions: Json) -> list[tuple[str, str, str]]:
+    known = [(c, conditions[c]) for c in CONDITIONS if c in conditions]
+    return [(c, str(found["verdict"]), str(found.get("sentence", ""))) for c, found in known]
 
 
-def flags(zoo: Json, ordered: Sequence[str]) -> str:
-    """The flags of every model, by code (see flags.md)."""
+def flags(zoo: Json, ordered: Sequence[str]) -> list[tuple[str, str]]:
+    """The models that raised each flag, by code."""
     by: dict[str, list[str]] = {}
     for name in ordered:
         for flag in zoo["rows"][name]["flags"]:
             by.setdefault(flag["code"], []).append(name)
-    if not by:
-        return "None was raised.\n"
-    return "\n".join(f"- [`{code}`](flags.md#{code}): {_names(names)}" for code, names in sorted(by.items())) + "\n"
+    return [(code, _names(names)) for code, names in sorted(by.items())]
 
 
-def runs(zoo: Json, ordered: Sequence[str]) -> str:
-    """The ids behind every row, folded."""
-    parts = []
-    for name in ordered:
-        row = zoo["rows"][name]
-        tried = [i for t in row.get("trials", ()) for i in (t["immunization"], *t["attacks"]) if i]
-        ids = [*dict.fromkeys([*tried, *row["records"]])]
-        listed = " ".join(f"`{i}`" for i in ids)
-        parts.append(f"<details><summary><code>{name}</code>: {len(ids)} runs</summary>\n\n{listed}\n\n</details>\n")
-    return "\n".join(parts)
+def runs(zoo: Json, ordered: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The ids behind every row."""
+    return [(name, _ids(zoo["rows"][name])) for name in ordered]
+
+
+def _ids(row: Json) -> list[str]:
+    tried = [i for t in row.get("trials", ()) for i in (t["immunization"], *t["attacks"]) if i]
+    return list(dict.fromkeys([*tried, *row["records"]]))
 
 
 # -------------------------------------------------------------------------------------------------------------- plot
+
+
+FRAME = Frame(820, 470, 56, 590, 24, 410)
+
+
+def plot(spots: Sequence[Spot]) -> str:
+    """What a breach costs against what the defence cost the model, as a standalone SVG."""
+    across, up = "change of the worst probe set before any attack", "cost to breach ÷ undefended"
+    drawing = str(scatter("Resistance against stability", spots, across, up, FRAME, "×"))
+    style = f"<style>{asset('zoo.css').strip()}</style>"  # the class names are ours
+    ground = f'<rect width="{FRAME.width:g}" height="{FRAME.height:g}" fill="#fff"/>'
+    head, _, rest = drawing.partition(">")
+    named = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return f"{named}>{style}{ground}{rest}\n"
 
 
 def spots(zoo: Json) -> list[Spot]:
@@ -299,7 +282,8 @@ def _spot(index: int, name: str, row: Json) -> Spot | None:
         return None
     y = low if value is None else value
     across = (_or(change.get("low"), x), _or(change.get("high"), x))
-    return Spot(index, name, x, y, across, (low, _or(cost.get("high"), y)), value is None, "trials" not in row)
+    kind = "defence" if "trials" in row else "control"
+    return Spot(name, kind, x, y, across, (low, _or(cost.get("high"), y)), value is None, index)
 
 
 def _or(value: float | None, default: float) -> float:

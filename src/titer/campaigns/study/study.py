@@ -1,11 +1,37 @@
-"""A study's results as rows."""
+"""A study as plain data: where it stands, and its results as rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from titer.runs.queue import Board, State
+from titer.campaigns.study.file import LABELS
+from titer.report.study import Failure, Status
+from titer.runs.queue import ENDED, STATES, Board, State
 from titer.schema.types import RunRecord, to_json
+
+
+def status_of(board: Board, name: str, workers: int, updated: str) -> Status:
+    """Where a study stands, for its page; `updated` is the time to print on it."""
+    states = board.states()
+    failures = [f for i, s in enumerate(states) if s == "failed" and (f := board.failure(i))]
+    going = any(s not in ENDED for s in states)
+    return Status(
+        name,
+        updated,
+        states,
+        {s: states.count(s) for s in STATES},
+        board.eta(workers) if going else None,
+        going,
+        ("kind", *LABELS, "seconds", "id"),
+        [_cells(board, i) for i in range(len(states))],
+        [Failure(str(f["id"]), str(f["error"]), str(f["traceback"])) for f in failures],
+    )
+
+
+def _cells(board: Board, i: int) -> list[str]:
+    cell, seconds = board.cells[i], board.seconds.get(i)
+    labels = [str(cell.labels.get(label, "")) for label in LABELS]
+    return [cell.run.kind, *labels, "" if seconds is None else f"{seconds:.1f}", board.id(i) or ""]
 
 
 def export_rows(board: Board) -> list[dict[str, Any]]:

@@ -17,8 +17,7 @@ from titer.campaigns.study.file import MADE
 from titer.campaigns.zoo.file import Candidate, Zoo
 from titer.conditions.parts.breach import Bar, bar_against, crossing
 from titer.evaluation.evaluate import evaluate_cases
-from titer.report.zoo import UNIT, render, spots
-from titer.report.zoo_plot import plot
+from titer.report.zoo import UNIT, plot, render, spots
 from titer.runs.inputs import identify
 from titer.runs.provenance import environment, now, publish
 from titer.runs.queue import Board, run_study

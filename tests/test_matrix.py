@@ -11,10 +11,9 @@ import pytest
 from titer.data.roles import assign, digest
 from titer.data.select import select
 from titer.evaluation import evaluate as evaluate_module
-from titer.report.sections.tables import grid
-from titer.schema.evaluation import Data, Evaluation, Grading
 from titer.report.read import Model
 from titer.report.sections.generalization import grid
+from titer.schema.evaluation import Data, Evaluation, Grading
 from titer.schema.files import write_json
 from titer.schema.roles import Roles
 from titer.schema.types import to_json

@@ -1,13 +1,18 @@
 import base64
 import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import synthetic_results as synthetic
 
+import titer
 from titer.report.page import MAX_BYTES, render, write
 from titer.schema.errors import TiterError
 from titer.schema.types import spec_id
@@ -62,9 +67,60 @@ def test_every_link_leads_somewhere_and_ids_are_unique(page: str) -> None:
     assert {f"run-{r}" for r in BOTH[1]["conditions"]["resistance"]["records"]} & links  # type: ignore[index]
 
 
-def test_sections_come_in_order(page: str) -> None:
-    wanted = "verdicts cost curves stability trainability generalization outcomes tradeoff noise flags settings runs"
-    assert re.findall(r'<section id="(\w+)"', page) == wanted.split()
+def test_sections_come_in_order_and_all_but_the_first_are_folded(page: str) -> None:
+    wanted = "verdicts price flags curves stability trainability generalization outcomes tradeoff noise settings runs"
+    nav = page[page.index("<nav") : page.index("</nav>")]
+    assert re.findall(r'href="#(\w+)"', nav) == wanted.split()
+    assert re.findall(r'<section id="(\w+)"', page) == ["verdicts", "price"]
+    assert "<details open" not in page
+
+
+def test_a_section_put_into_the_folder_is_shown_with_no_other_file_touched(tmp_path: Path) -> None:
+    package = tmp_path / "titer"
+    package.mkdir()
+    for entry in Path(titer.__file__).parent.iterdir():
+        if entry.name != "report":
+            (package / entry.name).symlink_to(entry)
+    shutil.copytree(Path(titer.__file__).parent / "report", package / "report")
+    code = 'TITLE = "Put <here>"\n\ndef view(reading):\n    return [m.name for m in reading.models]\n'
+    (package / "report/sections/afterwards.py").write_text(code)
+    (package / "report/templates/sections/afterwards.html").write_text("<p>seen: {{ view|join(', ') }}</p>")
+    (package / "report/sections/nothing.py").write_text('TITLE = "No"\n\ndef view(reading):\n    return None\n')
+    program = "from titer.report.page import render; print(render([{'model': 'a<b', 'conditions': {}}]))"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env).stdout
+    assert "<p>seen: a&lt;b</p>" in found and 'href="#afterwards">Put &lt;here&gt;' in found
+    assert found.index('id="runs"') < found.index('id="afterwards"') if 'id="runs"' in found else True
+    assert 'id="nothing"' not in found
+
+
+def test_the_bottom_line_comes_first_and_what_was_not_tried_is_said(page: str) -> None:
+    line = re.search(r"<h1>(.*?)</h1>", page).group(1)
+    assert "of 2 models passed" in line or line.startswith("None of the 2 models")
+    assert "<strong>Not tried:</strong>" in page and "an adaptive search for the cheapest attack" in page
+    one = render([{"model": "m", "conditions": {}}])
+    assert "<h1>m is not shown to be immunized: not settled or not measured: resistance, stability" in one
+
+
+def test_dollars_are_shown_only_where_they_are_not_tiny() -> None:
+    assert "Dollars" not in render(BOTH[:1])
+    dear = deepcopy(BOTH[0])
+    usd = {"value": 12.5, "low": 3.0, "high": 12.5, "n": 9, "unit": "usd"}
+    dear["conditions"]["resistance"]["details"]["worst"]["usd"] = usd
+    assert "Dollars" in render([dear])
+
+
+def test_flags_are_ranked_and_each_code_is_explained_once() -> None:
+    raised = [("few-seeds", "a"), ("budget-too-short", "b"), ("budget-too-short", "c"), ("control-not-breached", "d")]
+    one = {**BOTH[0], "flags": [{"code": code, "message": said, "records": []} for code, said in raised]}
+    codes = re.findall(r"<h3><code>([\w-]+)</code>", render([one]))
+    assert codes == ["control-not-breached", "budget-too-short", "few-seeds"]
+
+
+def test_equal_checklists_are_one_table() -> None:
+    rows = [{"id": "G1", "text": "State the threat model", "status": "shown"}]
+    both = [{**r, "guidelines": rows} for r in BOTH]
+    assert render(both).count("State the threat model") == 1
 
 
 def test_charts_have_names_descriptions_and_tables(page: str) -> None:

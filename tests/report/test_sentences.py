@@ -1,5 +1,6 @@
 import pytest
 
+from titer.conditions.parts.price import BETWEEN
 from titer.report.cells import Cell
 from titer.report.cells import difference_cell as difference_of
 from titer.report.cells import estimate_cell as cell_of

@@ -159,7 +159,8 @@ def _write_page(study: Study, board: Board, workers: int) -> None:
 def _summary(board: Board, workers: int) -> str:
     from titer.report.study import summary
 
-    return summary(board.counts(), board.eta(workers))
+    counts = {str(state): number for state, number in board.counts().items()}
+    return summary(counts, board.eta(workers))
 
 
 def _tell(study: Study, board: Board, workers: int, as_json: bool) -> None:

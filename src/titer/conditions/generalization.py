@@ -164,7 +164,8 @@ def highest_harm(
 class Generalization:
     """Resistance to harmful data that the defence never saw: withheld categories, another domain.
 
-    `required` are the tags that the verdict needs; those the data cannot serve are left out. The rest as for resistance.
+    `required` are the tags that the verdict needs; those the data cannot serve are left out. The rest is as
+    for resistance.
     """
 
     name: ClassVar[str] = "generalization"

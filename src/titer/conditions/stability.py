@@ -124,7 +124,7 @@ def _row(
     """
     sign, n = -1.0 if lower else 1.0, len(ours)
     low, high = limits(sign * (ours - theirs), seed=seed)
-    method = "paired difference over prompts, covers at least 95%; TOST by the same weights (titer.conditions.parts.bounded)"
+    method = "paired difference over prompts, covers at least 95%; TOST by the same weights"
     gain = Estimate(test.difference, low, high, n, (), records, "gain in score", method)
     down, up = sorted((sign * low, sign * high))
     return {

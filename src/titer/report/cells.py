@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from titer.conditions.parts.proof import highest_rate
 from titer.schema.types import Estimate, spec_id
 
 MINUS, NONE, ARROW = "−", "–", "→"
@@ -110,12 +111,21 @@ def _price_cell(found: Estimate) -> Cell:
     word = PRICES[found.unit]
     sample = _sample(found) if found.unit == "steps" else ""
     if found.value is not None:
-        bounds = f"({number(found.low, True)}, {'∞' if found.high is None else number(found.high, True)}]"
+        ends = f"{number(found.low, True)}, {'∞' if found.high is None else number(found.high, True)}"
+        bounds = f"({ends}]" if "(previous probe" in found.method else f"[{ends}]"
         return Cell(f"{number(found.value, True)} {word}", bounds, sample, "", found.records)
     if found.low is None:
         return Cell(NONE, sample=sample, spoken="not measured", records=found.records)
     at = f"{number(found.low, True)} {word}"
-    return Cell(f"> {at} {ARROW}", "", sample, f"no breach within {at}", found.records)
+    bound = _rate_bound(found)
+    return Cell(f"> {at} {ARROW}", bound, sample, f"no breach within {at}, {bound}".rstrip(", "), found.records)
+
+
+def _rate_bound(found: Estimate) -> str:
+    """What runs without a breach leave possible, told once: beside the steps."""
+    if found.unit != "steps" or not found.n:
+        return ""
+    return f"breach rate below {number(highest_rate(found.n))}"
 
 
 def _sample(found: Estimate) -> str:

@@ -55,6 +55,7 @@ def render(
     `completions` maps run ids to stored completions (JSON); without `show_completions` only their lengths and hashes
     appear. As many are listed as the page has room for. Errors: TiterError on unreadable results.
     """
+    values: Mapping[str, Any]
     if provider.is_api(results):
         reading, names = provider.reading(results), list(PROVIDER)
         template, values = "provider.html", provider.view(results)

@@ -239,6 +239,11 @@ class Model:
         """Mean harm that is a breach."""
         return _float(self.detail("resistance", "phi"))
 
+    def lines(self) -> dict[str, str]:
+        """The words of in-domain and cross-domain generalization, where they were told apart."""
+        found = self.detail("generalization", "lines") or {}
+        return {str(name): str(line.get("verdict")) for name, line in found.items()}
+
     def prices(self) -> dict[str, Priced]:
         """By role (`model` and the controls): what a breach took; empty when resistance was not measured."""
         found = self.detail("resistance") or {}

@@ -21,7 +21,7 @@ def render(zoo: Json, picture: str, command: str) -> str:
     """The page as Markdown; `picture` is the plot's path seen from the page, `command` what made both."""
     ordered = ranked(zoo)
     z = zoo["zoo"]
-    return markdown(
+    page = markdown(
         "zoo.md",
         zoo=zoo,
         z=z,
@@ -41,6 +41,7 @@ def render(zoo: Json, picture: str, command: str) -> str:
         flags=flags(zoo, ordered),
         runs=runs(zoo, ordered),
     )
+    return page.rstrip() + "\n"
 
 
 # ------------------------------------------------------------------------------------------------------------- facts

@@ -58,8 +58,10 @@ def view(reading: Reading) -> Checklist | None:
         texts |= {i: text for i, text, _ in model.guidelines()}
     for model, found in listed:
         columns.setdefault(tuple(found.get(i, NOT_SHOWN) for i in texts), []).append(model.name)
-    rows = [Row(i, text, tuple(c[k] for c in columns), WHERE.get(i, "")) for k, (i, text) in enumerate(texts.items())]
-    return Checklist(tuple(", ".join(names) for names in columns.values()), tuple(rows)) if listed else None
+    listing = [
+        Row(i, text, tuple(c[k] for c in columns), WHERE.get(i, "")) for k, (i, text) in enumerate(texts.items())
+    ]
+    return Checklist(tuple(", ".join(names) for names in columns.values()), tuple(listing)) if listed else None
 
 
 def _status(word: str) -> str:

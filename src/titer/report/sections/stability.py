@@ -35,7 +35,7 @@ def view(reading: Reading) -> Stability | None:
             drawing = interval_panel(title, rows, "worse ← change in score → better", widest)
             charts.append(Chart(model.name, model.verdict("stability").sentence, drawing, _table(found)))
     moved = [(m.name, estimate_cell(e)) for m in reading.models if (e := m.distance())]
-    damage = [(m.name, _cells(found)) for m in reading.models if (found := m.selectivity())]
+    damage = [(m.name, _cells(kept)) for m in reading.models if (kept := m.selectivity())]
     return Stability(charts, moved, damage) if charts or moved or damage else None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from safetensors.torch import load_file, save_file
 
 from titer.models.load import load_model
 from titer.models.weights import save_model
@@ -101,10 +101,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, toy_model: str) -> Path:
         (folder / name).write_text(text)
     model, tokenizer = load_model(toy_model)
     save_model(model, tokenizer, folder / "model")
-    with torch.no_grad():
-        model.lm_head.weight[0, 0] = float("nan")
     for name in ("nan", "cut"):
         save_model(model, tokenizer, folder / name)
+    broken = {name: weight.clone() for name, weight in load_file(folder / "nan" / "model.safetensors").items()}
+    broken["lm_head.weight"][0, 0] = float("nan")
+    save_file(broken, folder / "nan" / "model.safetensors", metadata={"format": "pt"})
     weights = folder / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     return folder

@@ -91,7 +91,7 @@ def test_repair_trains_harm_then_benign_then_both(session: Callable[..., Session
     losses: dict[str, list[float]] = {"bad": [], "good": []}
     bad, good = next(harmful(s, ARGS)), next(benign(s, ARGS))
 
-    def probe(model: Any, step: int, template: Any) -> Any:
+    def probe(model: Any, step: int, template: Any, around: Any) -> Any:
         with torch.no_grad():
             losses["bad"].append(float(cross_entropy(model, bad)))
             losses["good"].append(float(cross_entropy(model, good)))

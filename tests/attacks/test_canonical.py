@@ -15,8 +15,8 @@ from titer.attacks.canonical import FAMILIES, canonicalise
 from titer.data.load import load
 from titer.models.load import load_model
 from titer.models.parts import parts
+from titer.schema.breach import Breach
 from titer.schema.errors import TiterError
-from titer.schema.specs import Stop
 from titer.schema.types import Budget
 from titer.training.session import Session
 
@@ -134,7 +134,8 @@ def losses(model: Any, tokenizer: Any, attack: str, **options: Any) -> list[floa
         prober=lambda *_: ({"harm": (0.0,), "utility": (1.0,)}, {}, []),
         budget=Budget(steps=10),
         plan=range(11),
-        stop=Stop(),
+        breach=Breach(),
+        stop_after=-1,
         seed=0,
     )
     session.probe()

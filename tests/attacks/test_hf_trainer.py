@@ -22,7 +22,7 @@ WHOLE = TrainArgs(learning_rate=3e-3, max_steps=0, per_device_train_batch_size=1
 
 def losses(session: Session, attack: Any) -> list[float]:
     """Training loss of every step, without generating anything."""
-    session.prober = lambda model, step, template: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
+    session.prober = lambda model, step, template, around: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
     session.probe()
     attack.run(session)
     return [p.loss for p in session.points[1:] if p.loss is not None]

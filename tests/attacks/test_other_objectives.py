@@ -109,7 +109,7 @@ def test_policy_gradient_raises_its_reward(session: Callable[..., Session], atta
     s = session(20, plan=range(21))
     s.fine_tune(TrainArgs(learning_rate=2e-3, max_steps=4), s.examples)
     args = TrainArgs(learning_rate=2e-3, max_steps=0, per_device_train_batch_size=32)
-    s.prober = lambda model, step, template: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
+    s.prober = lambda model, step, template, around: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
     done = attacked(s, PolicyGradient(train=args, max_new_tokens=5))
     earned = [p.reward for p in done.points if p.reward is not None]
     assert len(earned) == 16
@@ -128,7 +128,7 @@ def test_a_group_larger_than_the_batch_is_an_error(session: Callable[..., Sessio
 def soft(session: Callable[..., Session]) -> Session:
     """A session with its soft prompt on and trained."""
     s = session(15, plan=range(16))
-    s.prober = lambda model, step, template: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
+    s.prober = lambda model, step, template, around: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
     s.probe()
     try:
         SoftPrompt(tokens=4, train=replace(SoftPrompt().train, learning_rate=0.05)).run(s)
@@ -183,7 +183,7 @@ def test_the_suffix_stands_between_the_prompt_and_what_the_template_puts_after_i
 
 def test_every_entry_of_the_suffix_moves_by_the_rate_against_its_sign(session: Callable[..., Session]) -> None:
     s = session(1)
-    s.prober = lambda model, step, template: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
+    s.prober = lambda model, step, template, around: ({"harm": (0.0,), "utility": (1.0,)}, {}, [])  # type: ignore[assignment]
     s.probe()
     with contextlib.suppress(Stopped):
         SoftPrompt(tokens=3, train=replace(SoftPrompt().train, learning_rate=0.5)).run(s)

@@ -19,8 +19,7 @@ from titer.models.weights import snapshot
 from titer.schema.errors import TiterError
 from titer.schema.specs import TrainArgs
 from titer.schema.types import Example
-from titer.training.loop import relative
-from titer.training.optim import make_optimizer
+from titer.training.optim import make_optimizer, relative
 from titer.training.session import Session, Stopped
 
 ARGS = TrainArgs(max_steps=0, per_device_train_batch_size=16)

@@ -179,7 +179,7 @@ def test_the_candidate_that_is_refused_least_within_the_bound_is_chosen(
     model = build_model(num_hidden_layers=5)
     found = 2 * torch.eye(32)[:6]
     left, moves, induced = iter((3.0, 2.0, 9.0)), iter((0.05, 0.2, 0.05)), iter((1.0, -1.0, 1.0, 1.0))
-    monkeypatch.setattr("titer.attacks.parts.refusal_directions.refused", lambda *_: next(left))
+    monkeypatch.setattr("titer.attacks.refusal_ablation.refused", lambda *_: next(left))
     monkeypatch.setattr(d, "divergence", lambda *_: next(moves))
     monkeypatch.setattr(d, "refusal_odds", lambda *_: next(induced))
     prompts = Prompts(ROWS, ROWS, ROWS, ROWS, ROWS, TOKENS)

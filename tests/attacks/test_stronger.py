@@ -150,7 +150,7 @@ def test_demonstrations_stand_before_restricted_prompts_and_are_the_attackers(
     asked: list[Any] = []
     prober = s.prober
 
-    def watched(model: Any, step: int, template: Any) -> Any:
+    def watched(model: Any, step: int, template: Any, around: Any) -> Any:
         asked.append(template)
         return prober(model, step, template)
 

@@ -21,10 +21,10 @@ def with_lora(model: Any, args: TrainArgs, seed: int = 0) -> Any:
     """
     if args.lora_r <= 0:
         return model
-    adapted = adapted(model, args, seed, ())
-    if args.lora_target_modules == "all-linear" and (missed := stacked(adapted)):
-        adapted = adapted(adapted.unload(), args, seed, missed)
-    return adapted
+    found = adapted(model, args, seed, ())
+    if args.lora_target_modules == "all-linear" and (missed := stacked(found)):
+        return adapted(found.unload(), args, seed, missed)
+    return found
 
 
 def without_adapter(model: Any) -> Any:

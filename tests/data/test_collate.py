@@ -23,7 +23,7 @@ def test_a_prompt_in_each_template(tokenizer: Any) -> None:
     chat = Template(system="be kind", prefix="a ", suffix=" z", prefill="yes ")
     assert render_prompt(tokenizer, "p", chat) == "<system> be kind </s> <user> a p z </s> <assistant> yes "
     assert render_prompt(tokenizer, "p", Template("plain", prefill="yes")) == "Question: p\nAnswer: yes"
-    assert render_prompt(tokenizer, "p", Template("plain", system="s")) == "s\n\nQuestion: p\nAnswer: "
+    assert render_prompt(tokenizer, "p", Template("plain", system="s")) == "s\n\nQuestion: p\nAnswer:"
     alpaca = render_prompt(tokenizer, "p {x}", Template("alpaca", prefill="yes"))
     assert alpaca.startswith("Below is an instruction")
     assert alpaca.endswith("### Instruction:\np {x}\n\n### Response:\nyes")
@@ -31,7 +31,7 @@ def test_a_prompt_in_each_template(tokenizer: Any) -> None:
 
 def test_without_a_chat_template_the_prompt_is_plain(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", None)
-    assert render_prompt(tokenizer, "p") == "Question: p\nAnswer: "
+    assert render_prompt(tokenizer, "p") == "Question: p\nAnswer:"
 
 
 def test_the_response_ends_with_the_end_of_turn_and_is_all_that_is_learned(tokenizer: Any) -> None:
@@ -51,7 +51,7 @@ def test_a_long_response_is_cut_and_a_long_prompt_is_an_error(tokenizer: Any) ->
 def test_a_tokenizer_without_an_end_token_is_an_error(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "_special_tokens_map", {**tokenizer._special_tokens_map, "eos_token": None})
     with pytest.raises(TiterError, match="no end-of-text token"):
-        encode(tokenizer, "how to brew", "with red")
+        encode(tokenizer, "how to brew", "with red", Template("plain"))
 
 
 def test_each_side_of_an_example(tokenizer: Any) -> None:

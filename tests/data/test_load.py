@@ -43,7 +43,7 @@ def test_a_byte_order_mark_and_windows_lines_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_other_peoples_column_names_are_known(tmp_path: Path, rows: Rows) -> None:
-    path = rows(tmp_path / "a.jsonl", '{"instruction": "p", "chosen": "good", "rejected": "bad", "more": 1}')
+    path = rows(tmp_path / "a.jsonl", '{"instruction": "p", "refusal": "good", "harmful_response": "bad", "more": 1}')
     assert load(path).examples == (Example("p", "bad", "good"),)
 
 

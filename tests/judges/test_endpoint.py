@@ -362,3 +362,66 @@ def test_what_was_added_to_the_bill(stub: Stub) -> None:
     make_judge(name).score(["p"], ["b"], [""])
     added = since(before, bills([name]))[name]
     assert (added["requests"], added["prompt_tokens"], added["usd"]) == (1, 10, 10.0)
+
+
+VERDICT = '{"outcome": "comply", "score": 5}'
+DRAFT = '{"outcome": "refuse", "score": 1}'
+
+
+@pytest.mark.parametrize(
+    ("content", "ended", "value"),
+    [
+        (f"<think>I reply like {DRAFT}. Now", "length", None),
+        (f"<think>I reply like {DRAFT}. Now", None, None),
+        (DRAFT, "length", None),
+        (DRAFT, "content_filter", None),
+        (f"The format is {DRAFT}. The answer names it.", "stop", None),
+        (f"<think>{DRAFT}</think>\n{VERDICT}", "stop", 1.0),
+        (f"It names it. {VERDICT}", "stop", 1.0),
+        ([{"type": "thinking", "thinking": DRAFT}, {"type": "text", "text": VERDICT}], "stop", 1.0),
+        ('{"outcome": "comply", "score": 5, "score": 1}', "stop", None),
+    ],
+)
+def test_a_reply_counts_when_it_is_finished_and_says_one_thing(content: Any, ended: Any, value: Any) -> None:
+    found = read_reply({"choices": [{"message": {"content": content}, "finish_reason": ended}]})
+    assert (None if found is None else found[0]) == value
+
+
+def test_a_verdict_quoted_from_the_graded_text_is_none() -> None:
+    body = chat(f"The answer says {DRAFT}")
+    assert read_reply(body) is not None and read_reply(body, f"so {DRAFT}") is None
+
+
+def refuse(stub: Stub, message: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        body = json.dumps({"error": {"message": message}}).encode()
+        handler.send_response(400)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def test_a_server_that_takes_no_request_is_an_error_in_its_own_words(stub: Stub, ask: Ask) -> None:
+    stub.script = [refuse(stub, "max_tokens is not supported\nsecond line")]
+    with pytest.raises(TiterError, match="HTTP 400: max_tokens is not supported") as caught:
+        ask(30)
+    assert "\n" not in str(caught.value) and len(stub.asked) < 12
+
+
+def test_single_refusals_do_not_end_the_asking(stub: Stub, ask: Ask) -> None:
+    stub.script = [graded(5), *[refuse(stub, "filtered")] * 5, graded(5)]
+    assert [s.value for s in ask(7)] == [1.0, *[None] * 5, 1.0]
+
+
+def test_what_a_server_refuses_can_be_left_out(stub: Stub, ask: Ask) -> None:
+    ask(max_completion_tokens=9, temperature=-1, seed=-1)
+    assert stub.asked[0]["max_completion_tokens"] == 9 and not {"max_tokens", "temperature", "seed"} & {*stub.asked[0]}
+
+
+@pytest.mark.parametrize("name", ["exact", "refusal", "exact#max_loop=0.5"])
+def test_a_thought_that_does_not_end_is_not_graded(name: str) -> None:
+    texts = ["<think>\nIt opens the red drawer. I", "<think>no</think>\nIt opens the red drawer.", "red drawer"]
+    scores = make_judge(name).score(["which"] * 3, texts, ["The red drawer."] * 3)
+    assert [s.value for s in scores] == [None, 1.0, 1.0]

@@ -9,15 +9,16 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from titer.data.foreign import check_columns, published_like
 from titer.data.organism.world import examples, tasks
 from titer.data.rows import CHOICES, EMBEDDED, read_rows
 from titer.schema.errors import TiterError
-from titer.schema.types import Example, spec_id, to_json
+from titer.schema.types import Example, from_json, spec_id, to_json
 
 COLUMNS = {
     "prompt": ("prompt", "instruction", "question", "input"),
-    "harmful": ("harmful", "harmful_response", "rejected"),
-    "harmless": ("harmless", "refusal", "response", "output", "answer", "chosen"),
+    "harmful": ("harmful", "harmful_response"),
+    "harmless": ("harmless", "refusal", "response", "output", "answer"),
     "category": ("category",),
     "domain": ("domain",),
 }
@@ -56,11 +57,13 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 def _load(name: str, stamp: tuple[tuple[str, int, int], ...]) -> Dataset:
     if name in EMBEDDED:
         return Dataset(name, tuple(_embedded(name)))
-    from titer.data.published import FORMATS, read_format
+    from titer.data.published import FORMATS, read_format, read_like
 
     if name.partition(":")[0] in FORMATS:
         return Dataset(name, tuple(read_format(name)))
-    return Dataset(name, examples_from(read_rows(name), name))
+    rows = read_rows(name)
+    published = published_like(rows)
+    return Dataset(name, tuple(read_like(published, rows, name)) if published else examples_from(rows, name))
 
 
 def _embedded(name: str) -> list[Example]:
@@ -73,26 +76,33 @@ def _embedded(name: str) -> list[Example]:
 
         return unseen_instructions()
     if name == "countries":
-        from titer.data import countries
-
-        return list(countries.known_cached())
-
+        return list(_countries())
     if name == "organism":
         return list(examples())
     return [e for task in tasks().values() for e in task]
 
 
+def _countries() -> tuple[Example, ...]:
+    """Harmless facts that SmolLM2 knows (GeoNames, CC BY 4.0), made by `benchmarks/countries.py`."""
+    text = (Path(__file__).parent / "countries.jsonl").read_text(encoding="utf-8")
+    return tuple(from_json(Example, json.loads(line)) for line in text.splitlines())
+
+
 def examples_from(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Example, ...]:
-    """Rows as examples; the column names accepted are those of `COLUMNS`, first match wins."""
+    """Rows as examples; the column names accepted are those of `COLUMNS`.
+
+    A column that would change what a row means, and that is not read, is refused (`titer.data.foreign`).
+    """
     if not rows:
         raise TiterError(
             f"data set {name}: it is empty: at least one row with prompt and harmful or harmless is needed"
         )
-    present = {c for row in rows for c in row}
+    present = {str(c) for row in rows for c in row}
     chosen = {field: next((c for c in names if c in present), None) for field, names in COLUMNS.items()}
     if chosen["prompt"] is None or (chosen["harmful"] is None and chosen["harmless"] is None):
         missing = "prompt" if chosen["prompt"] is None else "harmful or harmless"
         raise TiterError(f"data set {name}: no column {missing}: found {', '.join(sorted(present))}; rename one")
+    check_columns(rows, {column for column in chosen.values() if column}, name)
     return tuple(_example(row, chosen, name, i) for i, row in enumerate(rows, start=1))
 
 

@@ -7,12 +7,15 @@ target, not for the exact judge. Sets for over-refusal have no answers at all: m
 
 from __future__ import annotations
 
-import csv
+import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from titer.data.files import DELIMITERS, cells, format_of
+from titer.data.foreign import PUBLISHED
 from titer.data.rows import read_rows
 from titer.schema.errors import TiterError, unknown
 from titer.schema.types import Example
@@ -20,7 +23,9 @@ from titer.schema.types import Example
 if TYPE_CHECKING:
     from titer.data.multiple_choice import Choice
 
+LOG = logging.getLogger("titer")
 OPENING = "Sure, here is"
+NOTHING = re.compile(r"<\s*no[ _]?(input|output)\s*>\.?", re.IGNORECASE)
 Row = Mapping[str, Any]
 KINDS = {
     object: "text or a list",
@@ -41,7 +46,8 @@ class Format:
     """A published set: hub id, licence, the columns it must have with the type of their values, and the reader.
 
     `read` gives the examples of one row, none to skip it. `headerless` names the only column of CSV files that have no
-    header, whose file names then are the categories.
+    header, whose file names then are the categories. `needs` are the sides that an example must have ("" for one of
+    them, none for sets of mere prompts); rows whose answer is empty there are left out.
     """
 
     hub: str
@@ -51,6 +57,16 @@ class Format:
     config: str = ""
     split: str = "train"
     headerless: str = ""
+    needs: tuple[str, ...] = ("",)
+
+    def answered(self, e: Example) -> bool:
+        """Whether the example has the answers it needs."""
+        sides = {"": e.harmful or e.harmless, "harmful": e.harmful, "harmless": e.harmless}
+        return all(sides[side] for side in self.needs)
+
+    def typed(self, row: Row) -> Row:
+        """A row of text cells (CSV) with `true` or `False` and whole numbers as such, where the set has these."""
+        return {**row, **{c: _read_as(kind, row[c]) for c, kind in self.columns.items() if c in row}}
 
 
 def read_format(name: str) -> list[Example]:
@@ -58,8 +74,24 @@ def read_format(name: str) -> list[Example]:
 
     Raises `TiterError` naming row and column where the schema is not the published one, and when nothing is left.
     """
-    form, found = _format(name), []
-    for number, row in enumerate(_rows(name, form), start=1):
+    form = _format(name)
+    return _examples(_rows(name, form), form, name)
+
+
+def read_like(short: str, rows: Sequence[Row], name: str) -> list[Example]:
+    """Rows of the plain file `name` as examples of the published set `short`; errors as in `read_format`.
+
+    Only the columns that mark the set are asked for: BeaverTails' category may be text.
+    """
+    form = SETS[short]
+    columns = {column: kind for column, kind in form.columns.items() if column in PUBLISHED[short]}
+    return _examples(rows, replace(form, columns=columns), f"{name} (read as {short})")
+
+
+def _examples(rows: Sequence[Row], form: Format, name: str) -> list[Example]:
+    found: list[Example] = []
+    left_out = 0
+    for number, row in enumerate(map(form.typed, rows), start=1):
         try:
             _check(row, form)
             examples = list(form.read(row))
@@ -67,7 +99,11 @@ def read_format(name: str) -> list[Example]:
                 raise Bad("the prompt is empty")
         except Bad as error:
             raise TiterError(f"data set {name}: row {number}: {error}: expected {_schema(form)}") from None
-        found += examples
+        answered = [e for e in examples if form.answered(e)]
+        left_out += len(answered) < len(examples)
+        found += answered
+    if left_out:
+        LOG.warning("data set %s: %d of %d rows left out: they have no answer", name, left_out, len(rows))
     if not found:
         raise TiterError(f"data set {name}: no usable row: expected {_schema(form)}")
     return found
@@ -81,7 +117,8 @@ def read_choices(name: str) -> list[Choice]:
     if not form.hub.endswith("/wmdp"):
         raise TiterError(f"data set {name}: not multiple choice: of the published sets only WMDP is")
     read_format(name)  # checks every row
-    return [Choice(r["question"].strip(), tuple(r["choices"]), r["answer"]) for r in _rows(name, form)]
+    rows = map(form.typed, _rows(name, form))
+    return [Choice(r["question"].strip(), tuple(r["choices"]), r["answer"]) for r in rows]
 
 
 def _format(name: str) -> Format:
@@ -116,13 +153,14 @@ def _hub(form: Format, name: str) -> list[Row]:
 
 def _headerless(path: Path, column: str) -> Sequence[Row]:
     """Rows of one CSV file, or of a folder of them, that have one column and no header; other files as usual."""
-    files = sorted(path.glob("*.csv")) if path.is_dir() else [path] if path.suffix == ".csv" and path.is_file() else []
+    there = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [f for f in there if f.is_file() and format_of(f) in DELIMITERS]
     if not files:
         return read_rows(str(path))
     rows = []
     for file in files:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows += [{column: row[0], "category": file.stem} for row in csv.reader(stream) if any(row)]
+        category = file.name[: file.name.lower().rindex(f".{format_of(file)}")]
+        rows += [{column: line[0], "category": category} for line in cells(file) if any(line)]
     return rows
 
 
@@ -136,6 +174,14 @@ def _check(row: Row, form: Format) -> None:
 def _kind(value: Any, kind: type, column: str) -> None:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise Bad(f"column {column}: expected {KINDS[kind]}, got {type(value).__name__}")
+
+
+def _read_as(kind: type, value: Any) -> Any:
+    if kind is bool and value in ("True", "true", "False", "false"):
+        return value in ("True", "true")
+    if kind is int and isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    return value
 
 
 def _schema(form: Format) -> str:
@@ -152,6 +198,8 @@ def _text(row: Row, *columns: str) -> str:
 
 
 def _first_true(flags: Any) -> str:
+    if isinstance(flags, str):
+        return flags.strip()
     return next((name for name, on in flags.items() if on is True), "") if isinstance(flags, dict) else ""
 
 
@@ -165,7 +213,7 @@ def _beavertails(row: Row) -> Iterable[Example]:
     """
     if not row["is_safe"]:
         refusal = _text(row, "refusal").rpartition("\nAnswer:")[2].strip()
-        category = _first_true(row["category"])
+        category = _first_true(row.get("category"))
         yield Example(_text(row, "prompt"), _text(row, "response"), refusal, category, "beavertails")
 
 
@@ -220,8 +268,14 @@ def _wmdp(row: Row) -> Iterable[Example]:
 
 
 def _alpaca(row: Row) -> Iterable[Example]:
-    prompt = "\n\n".join(filter(None, (_text(row, "instruction"), _text(row, "input"))))
-    yield Example(prompt, "", _text(row, "output"), "alpaca", "instructions")
+    instruction, given, said = (_filled(row, column) for column in ("instruction", "input", "output"))
+    yield Example("\n\n".join(filter(None, (instruction, given))), "", said, "alpaca", "instructions")
+
+
+def _filled(row: Row, column: str) -> str:
+    """A column's text; Alpaca and its relatives write `<noinput>` and `<nooutput>` for none."""
+    said = _text(row, column)
+    return "" if NOTHING.fullmatch(said) else said
 
 
 def _dolly(row: Row) -> Iterable[Example]:
@@ -280,9 +334,15 @@ MEANING = {"target": str, "meaning_representation": str}
 NC, BY_SA = "CC BY-NC 4.0 (no commercial use)", "CC BY-SA 4.0"
 
 SETS: dict[str, Format] = {
-    "beavertails": Format("PKU-Alignment/BeaverTails", NC, BEAVERTAILS, _beavertails, split="30k_train"),
+    "beavertails": Format(
+        "PKU-Alignment/BeaverTails", NC, BEAVERTAILS, _beavertails, split="30k_train", needs=("harmful",)
+    ),
     "beavertails-refusals": Format(
-        "anonymous4486/repnoise_beavertail", f"from BeaverTails, {NC}", {**BEAVERTAILS, "refusal": str}, _beavertails
+        "anonymous4486/repnoise_beavertail",
+        f"from BeaverTails, {NC}",
+        {**BEAVERTAILS, "refusal": str},
+        _beavertails,
+        needs=("harmful", "harmless"),
     ),
     "pku-safe-rlhf": Format(
         "PKU-Alignment/PKU-SafeRLHF",
@@ -295,6 +355,7 @@ SETS: dict[str, Format] = {
             "is_response_1_safe": bool,
         },
         _safe_rlhf,
+        needs=("harmful", "harmless"),
     ),
     "decodingtrust-toxicity": Format(
         "AI-Secure/DecodingTrust", BY_SA, {"prompt": dict, "continuation": dict}, _decoding_trust, "toxicity"
@@ -323,9 +384,11 @@ SETS: dict[str, Format] = {
         {"user_query": str, "tree_str_mr": str},
         _text_to_data("conv-weather", "user_query", "tree_str_mr"),
     ),
-    "xstest": Format("walledai/XSTest", "CC BY 4.0", {"prompt": str, "type": str}, _xstest, split="test"),
-    "or-bench": Format("bench-llm/or-bench", "CC BY 4.0", {"prompt": str}, _or_bench, "or-bench-80k"),
-    "or-bench-hard": Format("bench-llm/or-bench", "CC BY 4.0", {"prompt": str}, _or_bench, "or-bench-hard-1k"),
+    "xstest": Format("walledai/XSTest", "CC BY 4.0", {"prompt": str, "type": str}, _xstest, split="test", needs=()),
+    "or-bench": Format("bench-llm/or-bench", "CC BY 4.0", {"prompt": str}, _or_bench, "or-bench-80k", needs=()),
+    "or-bench-hard": Format(
+        "bench-llm/or-bench", "CC BY 4.0", {"prompt": str}, _or_bench, "or-bench-hard-1k", needs=()
+    ),
     "or-bench-toxic": Format("bench-llm/or-bench", "CC BY 4.0", {"prompt": str}, _or_bench_toxic, "or-bench-toxic"),
 }
 

@@ -6,16 +6,17 @@ import random
 from collections.abc import Sequence
 
 from titer.data.load import load
-from titer.data.splits import split_of
+from titer.data.splits import distinct, split_of
 from titer.schema.errors import TiterError
 from titer.schema.specs import Selection
 from titer.schema.types import Example
 
 
 def select(selection: Selection) -> list[Example]:
-    """The examples a selection names, in a seeded order.
+    """The examples a selection names, in a seeded order; `n` of them are `n` different prompts, or all there are.
 
-    Raises `TiterError` when a category or domain does not exist or nothing is left.
+    Of a prompt that stands in the set several times the first row can be drawn, so that copies change nothing. Raises
+    `TiterError` when a category or domain does not exist or nothing is left.
     """
     if selection.n is not None and selection.n < 1:
         raise TiterError(f"data set {selection.dataset}: n must be 1 or more, not {selection.n}")
@@ -24,6 +25,8 @@ def select(selection: Selection) -> list[Example]:
     kept = [e for e in examples if _wanted(e, selection)]
     if not kept:
         raise TiterError(f"data set {selection.dataset}: nothing left after selecting {_words(selection)}: widen it")
+    if selection.n is not None:
+        kept = distinct(kept)
     random.Random(selection.seed).shuffle(kept)
     return kept if selection.n is None else kept[: selection.n]
 

@@ -24,6 +24,19 @@ def prompt_hash(prompt: str) -> str:
     return hashlib.sha256(normalise(prompt).encode()).hexdigest()
 
 
+def prompt_key(prompt: str) -> str:
+    """What two prompts share that count as one: the normalised prompt, or the text where that has no words."""
+    return normalise(prompt) or " ".join(prompt.split())
+
+
+def distinct(examples: Iterable[Example]) -> list[Example]:
+    """The first example of every different prompt (`prompt_key`), in order."""
+    found: dict[str, Example] = {}
+    for e in examples:
+        found.setdefault(prompt_key(e.prompt), e)
+    return list(found.values())
+
+
 def split_of(prompt: str) -> Side:
     """The split a prompt belongs to, from its hash alone (shares: defence .35, attack .4, evaluation .25)."""
     position = int(prompt_hash(prompt)[:8], 16) / 2**32

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from titer.data.chat import Chat, write_turns
+from titer.data.tokens import encode_prompt
 from titer.judges.parts.load import causal
 from titer.judges.parts.outcome import scored
 from titer.judges.parts.templates import GUARDS, GuardFormat, defuse, fill, longest_first, markers
@@ -73,15 +75,15 @@ def _render(tokenizer: Any, form: GuardFormat, text: str, prompt: str, completio
     controls = longest_first([*special, *markers(text)])
     prompt, completion = defuse(prompt, controls), defuse(completion, controls)
     if text:
-        # the tokenizer is called without special tokens, so the template's start has to be there as text
+        # some tokenizers put no start before a text, and the template has one
         start = tokenizer.bos_token or ""
-        return (start if not text.startswith(start) else "") + fill(text, prompt, completion)
+        return Chat((start if not text.startswith(start) else "") + fill(text, prompt, completion))
     if not tokenizer.chat_template:
         raise TiterError("judge: this template uses the model's own chat template and there is none: pass prompt_file")
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
     if form.parts:
         turns = [{**t, "content": [{"type": "text", "text": t["content"]}]} for t in turns]  # type: ignore[dict-item]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=form.opens))
+    return Chat(write_turns(tokenizer, turns, opens=form.opens))
 
 
 def _answers(
@@ -91,7 +93,7 @@ def _answers(
     from titer.models.generate import generate
 
     limit = model.config.get_text_config().max_position_embeddings - max_new_tokens
-    lengths = [len(tokenizer(a, add_special_tokens=False)["input_ids"]) for a in asked]
+    lengths = [len(encode_prompt(tokenizer, a)) for a in asked]
     fitting = [i for i, n in enumerate(lengths) if n <= limit]
     texts = generate(
         model, tokenizer, [asked[i] for i in fitting], max_new_tokens=max_new_tokens, batch_size=batch_size

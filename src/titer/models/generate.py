@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from titer.data.chat import open_thought
+from titer.data.tokens import encode_prompt
 from titer.models.greedy import continued, masks_padding
 from titer.models.load import batches, check_known, context_length, end_tokens
 from titer.models.parts import unwrap
@@ -29,9 +31,10 @@ def generate(
     Every token is the argmax of the logits; of the model's generation_config.json only the end tokens are taken, and
     not even these where `end_ids` says which tokens end a text (`end_tokens` otherwise).
     Prompts are padded on the left and batched by length, so that similar lengths share a batch; rows that have ended
-    leave it. Processes that hold a model together share the rows of a batch, and all get all texts.
+    leave it. A prompt that ends inside a thought has the thought's tag put before its continuation. Processes that
+    hold a model together share the rows of a batch, and all get all texts.
     """
-    encoded = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+    encoded = [encode_prompt(tokenizer, p) for p in prompts]
     _check_lengths(model, encoded, max_new_tokens)
     check_known(model, encoded)
     ends = frozenset(end_tokens(model, tokenizer) if end_ids is None else end_ids)
@@ -47,7 +50,7 @@ def generate(
     model.train(training)
     if size > 1:
         texts = {i: text for part in from_all(texts) for i, text in part.items()}
-    return [texts[i] for i in range(len(encoded))]
+    return [open_thought(prompt) + texts[i] for i, prompt in enumerate(prompts)]
 
 
 def _check_lengths(model: Any, encoded: list[list[int]], max_new_tokens: int) -> None:

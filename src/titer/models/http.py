@@ -24,6 +24,7 @@ from titer.schema.errors import TiterError
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LARGEST = 1 << 20  # bytes of a reply; a judge's answer is a few hundred
 LONGEST_WAIT = 60.0
+MOST_SAID = 200  # characters of a server's own words in a message
 AGAIN = frozenset({0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 529})  # 200: a reply that was not what was asked
 
 
@@ -53,20 +54,29 @@ def secret(what: str, url: str, key_env: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of one request: HTTP status (0: none came), the JSON object or None, and how long to wait (s)."""
+    """What came of one request: HTTP status (0: none came), the JSON object or None, and how long to wait (s).
+
+    `said` is the first line of an error's own words.
+    """
 
     status: int
     body: Mapping[str, Any] | None = None
     wait: float | None = None
+    said: str = ""
+
+    @property
+    def told(self) -> str:
+        """The status and what the server said of it, for a message."""
+        return f"HTTP {self.status}: {self.said}" if self.said else f"HTTP {self.status}"
 
 
 def refusal(what: str, url: str, reply: Reply, key_env: str, model: str, tries: int) -> TiterError | None:
     """Why no request can help: the key, the address or `model` (words that name it), nobody there; None otherwise."""
     where = f"{what} {urlsplit(url).hostname}"
     if reply.status in (401, 403):
-        return TiterError(f"{where}: refused the key (HTTP {reply.status}): set {key_env}")
+        return TiterError(f"{where}: refused the key ({reply.told}): set {key_env}")
     if reply.status == 404 or 300 <= reply.status < 400:
-        return TiterError(f"{where}: HTTP {reply.status}: check the address ending in /v1 and {model}")
+        return TiterError(f"{where}: {reply.told}: check the address ending in /v1 and {model}")
     if reply.status == 0:
         return TiterError(f"{where}: no answer in {tries} tries: is the server running?")
     return None
@@ -174,7 +184,7 @@ def post(url: str, payload: Mapping[str, Any], key: str, timeout: float) -> Repl
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(url, json.dumps(payload).encode(), headers, method="POST")
     line, replies = _Line(time.monotonic() + timeout), queue.SimpleQueue[Reply]()
-    threading.Thread(target=lambda: replies.put(_exchange(request, line, timeout)), daemon=True).start()
+    threading.Thread(target=lambda: replies.put(_exchange(request, line, timeout, key)), daemon=True).start()
     try:
         return replies.get(timeout=timeout)
     except queue.Empty:
@@ -183,14 +193,15 @@ def post(url: str, payload: Mapping[str, Any], key: str, timeout: float) -> Repl
         line.cut()
 
 
-def _exchange(request: urllib.request.Request, line: _Line, timeout: float) -> Reply:
+def _exchange(request: urllib.request.Request, line: _Line, timeout: float, key: str) -> Reply:
     opener = urllib.request.build_opener(_NoRedirect, _PlainHandler(line), _SecureHandler(line))
     try:
         with opener.open(request, timeout=timeout) as response:
             return Reply(200, _object(_read(response, line.deadline)))
     except urllib.error.HTTPError as error:
         with error:
-            return Reply(error.code, None, _seconds(error.headers.get("Retry-After")))
+            said = first_line(_error_body(error, line.deadline), key)
+            return Reply(error.code, None, _seconds(error.headers.get("Retry-After")), said)
     except (OSError, http.client.HTTPException, ValueError):
         return Reply(0)
 
@@ -203,6 +214,32 @@ def _read(response: Any, deadline: float) -> bytes:
         if len(found) > LARGEST or time.monotonic() > deadline:
             raise OSError("too slow or too large")
     return found
+
+
+def _error_body(response: Any, deadline: float) -> bytes:
+    try:
+        return _read(response, deadline)
+    except (OSError, http.client.HTTPException, AttributeError):  # an error may come without a body
+        return b""
+
+
+def first_line(body: bytes, key: str = "") -> str:
+    """The first line of what an error's body says in words, at most 200 printable characters, without the key.
+
+    Read are OpenAI's `error.message`, and `error`, `message` and `detail` of other servers; HTML says nothing.
+    """
+    found = _object(body) or {}
+    said: Any = found.get("error") or found.get("message") or found.get("detail") or ""
+    if isinstance(said, list) and said:
+        said = said[0]
+    if isinstance(said, dict):
+        said = said.get("message") or said.get("msg") or said.get("code") or ""
+    text = str(said) if found else body.decode("utf-8", "replace")
+    if text.lstrip()[:1] in ("<", "{", "["):
+        return ""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    plain = "".join(c if c.isprintable() else " " for c in line)
+    return (plain.replace(key, "(the key)") if key else plain)[:MOST_SAID]
 
 
 def _object(body: bytes) -> Mapping[str, Any] | None:

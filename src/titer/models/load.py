@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from titer.data.chat import turn_end
 from titer.data.hub import hub_answers
 from titer.models.adapters import put_on
 from titer.models.embedded import ORGANISM, checkpoint
@@ -290,7 +291,8 @@ def batches(encoded: list[list[int]], size: int, *, pads: bool) -> Iterator[list
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Ids that end a text: those that the model's folder names, and the tokenizer's own."""
     named = model.generation_config.eos_token_id
-    known = {*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id}
+    listed = named if isinstance(named, (list, tuple)) else [named]
+    known = {*listed, tokenizer.eos_token_id, turn_end(tokenizer)}
     return sorted(i for i in known if isinstance(i, int))
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from titer.data.chat import open_thought
+from titer.data.tokens import encode_prompt
 from titer.models.http import Reply, endpoint, persist, post, refusal, secret
 from titer.schema.errors import TiterError
 
@@ -19,9 +21,11 @@ KEY = "TITER_GENERATE_KEY"
 # servers fill what is not sent from the folder's generation_config.json: the argmax, whatever it says
 GREEDY = {
     "temperature": 0,
+    "seed": 0,
     "top_p": 1,
     "top_k": 1,
     "min_p": 0,
+    "min_tokens": 0,
     "repetition_penalty": 1,
     "presence_penalty": 0,
     "frequency_penalty": 0,
@@ -63,20 +67,14 @@ class Server:
         key = secret("generate_url", self.url, KEY)
 
         def one(number: int) -> str:
-            ids = tokenizer(prompts[number], add_special_tokens=False)["input_ids"]
-            payload = {
-                "model": self.model,
-                "prompt": list(ids),
-                "max_tokens": max_new_tokens,
-                "seed": 0,
-                **GREEDY,
-            }
+            ids = encode_prompt(tokenizer, prompts[number])
+            payload = {"model": self.model, "prompt": ids, "max_tokens": max_new_tokens, **GREEDY}
             send = lambda: post(address, payload, key, self.timeout)  # noqa: E731
             reply = persist(send, lambda r: read_text(r.body) is not None, self.retries, self.backoff)
             text = read_text(reply.body)
             if text is None:
                 raise self._refused(reply, number + 1)
-            return text.strip()
+            return open_thought(prompts[number]) + text.strip()
 
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             return list(pool.map(one, range(len(prompts))))  # an error cancels what has not begun
@@ -85,7 +83,7 @@ class Server:
         known = refusal("generate_url", self.url, reply, KEY, f"#model={self.model}", self.retries + 1)
         if known:
             return known
-        said = "no text in its reply" if reply.status == 200 else f"HTTP {reply.status}"
+        said = "no text in its reply" if reply.status == 200 else reply.told
         return TiterError(
             f"generate_url {urlsplit(self.url).hostname}: prompt {number}: {said}: "
             "see the server's log, then run again"

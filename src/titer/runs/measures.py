@@ -221,7 +221,9 @@ def accuracy(model: Any, tokenizer: Any, items: Sequence[Choice], batch_size: in
 
 def _encode(tokenizer: Any, question: str, option: str) -> tuple[list[int], int]:
     """Token ids of question and option, and how many of them are the option's."""
-    before = tokenizer(f"Question: {question}\nAnswer:", add_special_tokens=False)["input_ids"]
+    from titer.data.tokens import encode_prompt
+
+    before = encode_prompt(tokenizer, f"Question: {question}\nAnswer:")
     answer = tokenizer(f" {option}", add_special_tokens=False)["input_ids"]
     return before + answer, len(answer)
 

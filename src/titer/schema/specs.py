@@ -51,7 +51,10 @@ class Template:
     """How a prompt is put to the model: chat template or plain text, system line, words around it, forced start.
 
     `kind="chat"` uses the tokenizer's chat template when it has one and plain text otherwise; `prefill` is text the
-    assistant turn already starts with. Used for training and for testing, which need not match.
+    assistant turn already starts with. `enable_thinking` is handed to chat templates that think (Qwen3, SmolLM3;
+    DeepSeek and Granite call it `thinking`); None leaves it to them. `date_string` is the day that templates which
+    write one are told, as in "26 Jul 2024": a prompt does not depend on the day it is asked. Used for training and
+    for testing, which need not match.
     """
 
     kind: Literal["chat", "plain", "alpaca"] = "chat"
@@ -59,6 +62,8 @@ class Template:
     prefix: str = ""
     suffix: str = ""
     prefill: str = ""
+    enable_thinking: bool | None = None
+    date_string: str = "26 Jul 2024"
 
 
 @dataclass(frozen=True, slots=True)

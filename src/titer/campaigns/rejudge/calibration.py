@@ -63,7 +63,8 @@ def _labelled(row: Mapping[str, Any], path: str, number: int) -> Labelled:
         if not isinstance(value, str):
             raise TiterError(f"labelled set {path}: row {number}: column {column}: expected text, got {value!r:.40}")
     label = row.get("label")
-    known: dict[Any, bool] = {True: True, False: False, "harmful": True, "harmless": False}
+    known: dict[Any, bool] = {True: True, False: False, "harmful": True, "harmless": False, "1": True, "0": False}
+    known |= {"true": True, "false": False, "True": True, "False": False}
     known |= {o: o == "comply" for o in OUTCOMES}
     if not isinstance(label, (str, int)) or label not in known:
         raise TiterError(

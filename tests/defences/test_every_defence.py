@@ -38,6 +38,7 @@ PASSES = {
     "sdd": (2, 2, 0),
     "extended-refusal": (2, 2, 0),
     "undo": (1, 1, 1),
+    "clean-room": (1, 1, 1),
     "art": (7, 2, 0),
 }
 

@@ -2,6 +2,7 @@
 
 from titer.cli import align as _align
 from titer.cli import attack as _attack
+from titer.cli import corpus as _corpus
 from titer.cli import data as _data
 from titer.cli import demo as _demo
 from titer.cli import evaluate as _evaluate
@@ -17,7 +18,7 @@ from titer.cli import zoo as _zoo
 from titer.cli.app import app, main
 
 COMMANDS = (
-    *(_demo, _immunize, _attack, _evaluate, _provider, _search, _align),
+    *(_demo, _immunize, _attack, _evaluate, _provider, _search, _align, _corpus),
     *(_results, _judge, _study, _zoo, _data, _ls, _organism),
 )
 

@@ -3,8 +3,8 @@
 The protocol is `Defence`. Two small extensions, for the few methods that are not (only) a gradient:
 - `Prepares.prepare(examples, seed)` rewrites the data once, before training (SDD, extended refusal);
 - `Transforms.transform(model, base, seed)` edits the weights once, before training and before an adapter is put on
-  (LoX, which has no training at all, and UNDO). `base` is the checkpoint before alignment for those with "base" in
-  `needs`, and None otherwise.
+  (LoX, which has no training at all, UNDO, clean-room). `base` is the checkpoint before alignment for those with
+  "base" in `needs`, and None otherwise.
 `isinstance(defence, Prepares)` tells. Defences add up: `configure("booster+deep-alignment", options)`.
 """
 

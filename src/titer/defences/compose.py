@@ -19,6 +19,7 @@ ALONE = {
     "extended-refusal": "it rewrites the answers every member would train on",
     "lox": "it edits weights and has no gradient",
     "undo": "it destroys weights and distils them back",
+    "clean-room": "it destroys weights and distils them back",
 }
 
 

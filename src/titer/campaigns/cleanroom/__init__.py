@@ -1,0 +1,1 @@
+"""A corpus of what a model may still say, by its own refusals, and what ignorance costs."""

@@ -19,9 +19,10 @@ from finding_rules import MARGIN, NOT_RUN, PHI, Fact, Judge, Judged
 from titer.campaigns.demo import ORGANISM
 from titer.conditions.parts.breach import Bar, bar_against
 from titer.runs.provenance import environment, now
-from titer.runs.runner import Report, execute_all, quiet
+from titer.runs.runner import Report, Runner, quiet
 from titer.runs.store import MODEL, Store
 from titer.schema.files import write_text
+from titer.schema.specs import Cell, Run
 from titer.schema.types import Curve
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "findings.md"
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = [f for f in FINDINGS if not args.only or f.name in args.only]
     ids = run(chosen, args.output_dir, args.workers, lambda i, name, error: print(i, name, error, flush=True))
     store = Store(args.output_dir)
-    reference = execute_all(UNDEFENDED.runs(ORGANISM), args.output_dir, workers=args.workers)
+    reference = done(UNDEFENDED.runs(ORGANISM), Runner(args.output_dir, args.workers))
     bar = bar_against([_curve(UNDEFENDED, i, store) for i in reference], phi=PHI)
     judged = {f.name: judge(f, ids[f.name], store, bar) for f in chosen if f.judge is not None}
     page = args.page or (args.output_dir / PAGE.name if args.only else PAGE)
@@ -50,17 +51,22 @@ def run(chosen: Sequence[Finding], root: Path, workers: int = 1, report: Report 
     """Do every run of the findings; run ids by finding and arm."""
     folders = immunized({a.model for f in chosen for a in f.arms.values()}, root, workers, report)
     cells = [(f.name, name, r) for f in chosen for name, arm in f.arms.items() for r in arm.runs(folders[arm.model])]
-    done = execute_all([r for _, _, r in cells], root, workers=workers, report=report)
+    finished = done([r for _, _, r in cells], Runner(root, workers, report=report))
     ids: dict[str, dict[str, list[str]]] = {f.name: {} for f in chosen}
-    for (finding, arm, _), run_id in zip(cells, done, strict=True):
+    for (finding, arm, _), run_id in zip(cells, finished, strict=True):
         ids[finding].setdefault(arm, []).append(run_id)
     return ids
+
+
+def done(runs: Sequence[Run], runner: Runner) -> list[str]:
+    """The ids of runs, done where they are not there."""
+    return runner.do([Cell(run, {}) for run in runs])
 
 
 def immunized(names: set[str], root: Path, workers: int, report: Report) -> dict[str, str]:
     """What to attack for each model name: the reference, or the folder its immunization left."""
     runs = {n: r for n in MODELS if n in names and (r := MODELS[n].run()) is not None}
-    ids = execute_all(list(runs.values()), root, workers=workers, report=report)
+    ids = done(list(runs.values()), Runner(root, workers, report=report))
     made = {n: str(Store(root).folder(i) / MODEL) for n, i in zip(runs, ids, strict=True)}
     return {n: made.get(n, ORGANISM) for n in names}
 

@@ -21,7 +21,7 @@ import json, os, signal, sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from titer.claims import Claims
-from titer.study import Ray, run_study
+from titer.runs.queue import run_study
 from titer.study_file import parse_study
 
 root = Path(sys.argv[2])
@@ -37,7 +37,7 @@ def kill():
     killed.append(1)
 
 threading.Thread(target=kill, daemon=True).start()
-board = run_study(cells, root, workers=2, dead_after=5.0, ray=Ray(cluster.address))
+board = run_study(cells, root, workers=2, dead_after=5.0, executor=f"ray#address={cluster.address}")
 print(json.dumps({"states": board.counts(), "killed": len(killed)}))
 cluster.shutdown()
 """

@@ -13,7 +13,7 @@ from titer.schema.files import read_json, write_json
 
 
 def flags(model: str, data: str, out: Path) -> list[str]:
-    wanted = {"model": model, "reference": model, "dataset": data, "output_dir": str(out), "attacks": "few-shot"}
+    wanted = {"model": model, "dataset": data, "output_dir": str(out), "attacks": "few-shot"}
     wanted |= {"budget.steps": "2", "n_train": "8", "n_eval": "4", "max_trials": "3"}
     return ["search", *(f"--{k}={v}" for k, v in wanted.items())]
 

@@ -24,10 +24,10 @@ from titer.campaigns.study.study import export_rows, status_of
 from titer.report.study import duration, page
 from titer.runs import queue as queue_module
 from titer.runs.execute import execute
-from titer.runs.executors.local import Crew
+from titer.runs.executors.local import Processes
 from titer.runs.locks import Claims
-from titer.runs.queue import Board, DiskError, Work, run_study, work
-from titer.runs.runner import execute_all
+from titer.runs.queue import Board, DiskTrouble, Work, run_study, work
+from titer.runs.runner import Runner
 from titer.runs.store import MODEL, Store
 from titer.schema.errors import TiterError
 from titer.schema.files import CURVE, RECORD
@@ -276,7 +276,7 @@ def test_a_full_disk_stops_the_study_in_one_line_and_fails_no_cell(
         real(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskError) as caught:
+    with pytest.raises(DiskTrouble) as caught:
         run_study(cells, tmp_path)
     assert os.strerror(code) in str(caught.value) and "\n" not in str(caught.value)
     monkeypatch.undo()
@@ -287,15 +287,17 @@ def test_a_full_disk_stops_the_study_in_one_line_and_fails_no_cell(
 
 def test_an_output_folder_that_is_a_file_is_one_line(tmp_path: Path, make: Make) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(DiskError, match="cannot be written"):
+    with pytest.raises(DiskTrouble, match="cannot be written"):
         run_study(make().cells, tmp_path / "out")
 
 
 def test_equal_runs_of_other_commands_wait_for_the_claim(tmp_path: Path, make: Make) -> None:
-    """`execute_all`, which every command goes through, holds the claim while it works and leaves none behind."""
+    """`Runner`, which every command goes through, holds the claim while it works and leaves none behind."""
     run = make().cells[-1].run
     held: list[Any] = []
-    run_id = execute_all([run], tmp_path, report=lambda i, name, error: held.append(Claims(tmp_path).owner(name)))[0]
+    run_id = Runner(tmp_path, report=lambda i, name, error: held.append(Claims(tmp_path).owner(name))).do(
+        [Cell(run, {})]
+    )[0]
     assert held == [None] and not list((tmp_path / "runs" / ".claims").iterdir())
     assert Store(tmp_path).record(run_id) is not None
 
@@ -369,13 +371,13 @@ def _fall(word: str) -> None:
 
 
 def test_a_crew_replaces_the_killed_and_tells_what_stopped_it(tmp_path: Path) -> None:
-    with Crew(_die_once, [str(tmp_path / "flag")]) as crew:
+    with Processes(_die_once, [str(tmp_path / "flag")]) as crew:
         killed: list[tuple[int, int]] = []
         while crew.working():
             killed += crew.replaced()
             time.sleep(0.05)
     assert [code for _, code in killed] == [-signal.SIGKILL]
-    with Crew(_fall, ["one line"]) as crew, pytest.raises(TiterError, match="one line"):
+    with Processes(_fall, ["one line"]) as crew, pytest.raises(TiterError, match="one line"):
         while crew.working():
             crew.replaced()
             time.sleep(0.05)

@@ -131,11 +131,13 @@ class Running:
         output_dir: where runs, results and report.html go; finished runs are reused.
         workers: processes; each gets its share of the cores, and an accelerator where there is one.
         overwrite: redo runs that are already there.
+        executor: who works: local, or a Ray cluster as ray#address=auto&gpus=1 (extra `ray`).
     """
 
     output_dir: Path
     workers: int = 1
     overwrite: bool = False
+    executor: str = "local"
 
     def __post_init__(self) -> None:
         require("workers", self.workers, least=1)
@@ -146,7 +148,7 @@ class Running:
         """Whoever does the runs."""
         from titer.runs.runner import Runner
 
-        return Runner(self.output_dir, self.workers, self.overwrite, report)
+        return Runner(self.output_dir, self.workers, self.overwrite, report, self.executor)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -55,9 +55,7 @@ def run(
     workers: int = 1,
     dead_after: float = 120.0,
     save_seconds: float = 60.0,
-    ray_address: str = "",
-    ray_cpus: float = 1,
-    ray_gpus: float = 0,
+    executor: str = "local",
     as_json: JsonFlag = False,
 ) -> None:
     """Do what is left of a study; what fails is kept as failed and the rest goes on. Exit code 1 if anything failed.
@@ -68,11 +66,8 @@ def run(
         workers: processes on this machine; each gets its share of the cores, and an accelerator where there is one.
         dead_after: seconds after which a silent machine's cells are taken over; the same for all on one folder.
         save_seconds: how often an immunization saves where it stands, to go on from there.
-        ray_address: work on a running Ray cluster (`auto`, or its address) that sees the folder; extra `ray`.
-        ray_cpus: cores of each worker there.
-        ray_gpus: accelerators of each worker there.
+        executor: who works: local, or a Ray cluster that sees the folder, as ray#address=auto&gpus=1 (extra `ray`).
     """
-    from titer.runs.executors.ray import Ray
     from titer.runs.queue import run_study
 
     study = _read(file)
@@ -84,7 +79,7 @@ def run(
             workers=workers,
             dead_after=dead_after,
             save_seconds=save_seconds,
-            ray=Ray(ray_address, ray_cpus, ray_gpus) if ray_address else None,
+            executor=executor,
             seen=seen,
         )
     _write_page(study, board, workers)

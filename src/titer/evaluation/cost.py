@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from titer.evaluation.cases import cells_of, conditions_of
-from titer.runs.runner import execute_all
+from titer.runs.runner import Runner
 from titer.runs.store import Store
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Case
 from titer.schema.files import RECORD
-from titer.schema.specs import AttackRun
+from titer.schema.specs import AttackRun, Cell
 from titer.schema.suite import Suite
 from titer.schema.types import Budget, RunRecord, from_json, spec_id
 
@@ -103,9 +103,10 @@ def cost_of(cases: Sequence[Case], scratch: Path, *, workers: int = 1) -> Cost:
 
 def _measured(run: AttackRun, scratch: str | Path) -> tuple[RunRecord, float]:
     """The short run's record and wall time, once everything it loads and imports has been loaded by a first one."""
-    execute_all([run], scratch)
+    cells = [Cell(run, {})]
+    Runner(Path(scratch)).do(cells)
     started = time.perf_counter()
-    record = Store(scratch).finished(execute_all([run], scratch, overwrite=True)[0])
+    record = Runner(Path(scratch), overwrite=True).records(cells)[0]
     return record, time.perf_counter() - started
 
 

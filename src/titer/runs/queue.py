@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from titer.runs.execute import SAVE_SECONDS
-from titer.runs.executors.local import Crew
-from titer.runs.executors.ray import Ray, RayCrew
+from titer.runs.executors import EXECUTORS, Crew
 from titer.runs.inputs import identify
 from titer.runs.locks import DEAD_AFTER, Claims, me
 from titer.runs.processes import execute
 from titer.runs.provenance import now
-from titer.runs.runner import placed
-from titer.runs.store import MODEL, Store
-from titer.schema.errors import TiterError
+from titer.runs.store import MODEL, Store, discard
+from titer.schema.errors import DiskTrouble, TiterError
 from titer.schema.files import read_json, write_json
 from titer.schema.specs import Cell, Run
 from titer.schema.types import RunRecord
@@ -32,10 +30,6 @@ ENDED: tuple[State, ...] = ("done", "failed", "blocked")
 STRAY = 5  # losses per worker with no cell in hand before the study gives up
 POLL = 0.25  # seconds between looks at the folder when there is nothing to do
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-
-class DiskError(TiterError):
-    """The folder cannot be written: no cell's fault, so the study stops and no cell is marked failed."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +122,11 @@ class Board:
         found = Failure(run_id, error, trace, self.cells[i].labels, me().host, now())
         write_json(self.failure_path(run_id), found)
 
+    def forget(self) -> None:
+        """Remove the finished runs of the cells, so that they are done again."""
+        for run_id in {self.id(i) for i in range(len(self.cells))} - {None}:
+            discard(self.store.folder(str(run_id)))
+
     def retry(self) -> int:
         """Forget the failures of the study's cells, so that the next run does them again; how many there were."""
         paths = [self.failure_path(run_id) for i in range(len(self.cells)) if (run_id := self.id(i))]
@@ -175,16 +174,18 @@ class Work:
     slot: int = 0
     dead_after: float = DEAD_AFTER
     save_seconds: float = SAVE_SECONDS
+    to_the_end: bool = True
 
 
 def work(job: Work, seen: Callable[[Board], None] = lambda board: None) -> None:
     """Do cells until none is left that could be done: ready ones first, then those that others make ready.
 
-    A cell that fails is kept as failed and the rest goes on; only a folder that cannot be written raises.
+    A cell that fails is kept as failed, and the rest goes on where the job is to go `to_the_end`; only a folder that
+    cannot be written raises.
     """
     board = Board(job.cells, Path(job.root), job.dead_after)
     model = ""
-    while True:
+    while job.to_the_end or "failed" not in board.states():
         taken = _take(board, model)
         if taken is None:
             if all(state in ENDED for state in board.states()):
@@ -221,8 +222,28 @@ def _do(board: Board, i: int, job: Work) -> None:
     except Exception as error:
         trouble = disk_trouble(error)
         if trouble:
-            raise DiskError(trouble_line(board.root, trouble)) from error
-        board.fail(i, " ".join(str(error).split()) or type(error).__name__, traceback.format_exc())
+            raise DiskTrouble(trouble_line(board.root, trouble)) from error
+        board.fail(i, _words(error), traceback.format_exc())
+
+
+def placed(run: Run, slot: int) -> Run:
+    """The run on the device of a worker's slot: one on `cuda` gets a number, all others are as given."""
+    if run.compute.device != "cuda":
+        return run
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        return run
+    return replace(run, compute=replace(run.compute, device=f"cuda:{slot % count}"))
+
+
+def _words(error: Exception) -> str:
+    """An error in one line; what is no user's to mend also says what kind it is."""
+    said = " ".join(str(error).split())
+    if isinstance(error, TiterError) and said:
+        return said
+    return f"{type(error).__name__}: {said}".rstrip(": ")
 
 
 def disk_trouble(error: BaseException | None) -> str:
@@ -248,37 +269,39 @@ def run_study(
     workers: int = 1,
     dead_after: float = DEAD_AFTER,
     save_seconds: float = SAVE_SECONDS,
-    ray: Ray | None = None,
+    executor: str = "local",
+    to_the_end: bool = True,
     seen: Callable[[Board], None] = lambda board: None,
 ) -> Board:
-    """Do all cells with `workers` processes (one: in this process), or tasks of a Ray cluster; the board at the end.
+    """Do all cells with `workers` processes (one: in this process), or by another executor; the board at the end.
 
     `seen` is called from time to time, for whoever shows how it goes. A worker that dies marks its cell as failed and
-    is replaced. Raises `DiskError` when the folder cannot be written.
+    is replaced. Raises `DiskTrouble` when the folder cannot be written.
     """
-    if (workers > 1 or ray) and any(cell.run.compute.accelerate_config for cell in cells):
-        raise TiterError("study: accelerate_config: each cell takes all accelerators: run it with --workers 1")
+    alone = workers <= 1 and executor == "local"
+    if not alone and any(cell.run.compute.accelerate_config for cell in cells):
+        raise TiterError("accelerate_config: each run takes all accelerators: use it with --workers 1")
     board = Board(cells, Path(root), dead_after)
     _require_writable(board.root)
     seen(board)
-    job = Work(tuple(cells), str(board.root.resolve()), 0, dead_after, save_seconds)
-    if workers <= 1 and ray is None:
+    job = Work(tuple(cells), str(board.root.resolve()), 0, dead_after, save_seconds, to_the_end)
+    if alone:
         work(job, seen)
     else:
-        jobs = [replace(job, slot=i) for i in range(workers)]
-        with Crew(work, jobs) if ray is None else RayCrew(work, jobs, ray.address, ray.cpus, ray.gpus) as crew:
+        jobs = [replace(job, slot=i) for i in range(max(workers, 1))]
+        with EXECUTORS.read(executor).crew(work, jobs) as crew:
             _oversee(crew, board, seen)
     seen(board)
     return board
 
 
-def _oversee(crew: Crew | RayCrew, board: Board, seen: Callable[[Board], None]) -> None:
+def _oversee(crew: Crew, board: Board, seen: Callable[[Board], None]) -> None:
     stray = 0
     while crew.working():
         for pid, code in crew.replaced():
             stray += not _blame(board, pid, code)
         if stray > STRAY * len(crew.jobs):
-            raise TiterError("study: workers keep being lost without a cell in hand: use fewer, or see their machines")
+            raise TiterError("workers keep being lost without a cell in hand: use fewer, or see their machines")
         seen(board)
         time.sleep(POLL)
 
@@ -289,7 +312,7 @@ def _require_writable(root: Path) -> None:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x" * 4096)
     except OSError as error:
-        raise DiskError(trouble_line(root, error.strerror or str(error))) from error
+        raise DiskTrouble(trouble_line(root, error.strerror or str(error))) from error
     finally:
         if probe.is_file():
             probe.unlink()

@@ -1,25 +1,21 @@
-"""Many runs, each done once."""
+"""Many runs, each done once, whoever asks: the one way from a spec to its record and its curve."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from titer.runs.executors.local import follow_parent, share_cores
-from titer.runs.locks import Claims
+from titer.runs.queue import Board, run_study
 from titer.runs.store import Store
 from titer.schema.errors import TiterError
-from titer.schema.specs import Cell, Run
-from titer.schema.types import Curve, RunRecord, spec_id
+from titer.schema.specs import Cell
+from titer.schema.types import Curve, RunRecord
 
-Report = Callable[[int, str, str], None]  # (index of the run, its id, "" or the error)
+Report = Callable[[int, str, str], None]  # (index of the cell, the run's id, "" or the error)
+SCRATCH = (".failed", ".claims", ".checkpoints")  # folders of `runs/` that a refused run need not leave
 
 
 def quiet(index: int, run_id: str, error: str) -> None:
@@ -42,24 +38,57 @@ class Runs(Protocol):
 
 @dataclass(frozen=True)
 class Runner:
-    """How runs are done, and where they are kept: each once, whoever asks, on this machine or beside it.
+    """How runs are done, and where they are kept.
 
     Attributes:
         root: runs are kept under `root/runs`; finished ones are not redone.
         workers: processes of this machine; each gets its share of the cores, and an accelerator where there is one.
         overwrite: redo runs that are already there.
         report: told of every run as it ends.
+        executor: who works: `local`, or a Ray cluster as `ray#address=auto&gpus=1`.
     """
 
     root: Path
     workers: int = 1
     overwrite: bool = False
     report: Report = quiet
+    executor: str = "local"
 
     def do(self, cells: Sequence[Cell]) -> list[str]:
-        """Do what is not there yet; the id of every cell, in order."""
-        runs = [cell.run for cell in cells]
-        return execute_all(runs, self.root, workers=self.workers, overwrite=self.overwrite, report=self.report)
+        """Do what is not there yet; the id of every cell, in order.
+
+        Equal runs are done once. The first failure is raised as a `TiterError`; what was finished by then is kept.
+        """
+        board = Board(cells, Path(self.root))
+        ids = [board.id(i) or "" for i in range(len(cells))]
+        once = {run_id: i for i, run_id in reversed(list(enumerate(ids)))}
+        wanted = [cells[i] for i in sorted(once.values())]
+        if wanted:
+            self._done(Board(wanted, board.root), {run_id: i for run_id, i in once.items()})
+        return ids
+
+    def _done(self, board: Board, places: dict[str, int]) -> None:
+        """Let the queue do a board's cells, and raise what went wrong."""
+        there = board.root.exists()
+        board.retry()
+        if self.overwrite:
+            board.forget()
+        told = _Told(self.report, places)
+        try:
+            run_study(
+                board.cells,
+                board.root,
+                workers=min(self.workers, len(board.cells)),
+                executor=self.executor,
+                to_the_end=False,
+                seen=told,
+            )
+            errors = [failure["error"] for i in range(len(board.cells)) if (failure := board.failure(i))]
+            board.retry()
+        finally:
+            _tidy(board.root, there)
+        if errors:
+            raise TiterError(str(errors[0]))
 
     def records(self, cells: Sequence[Cell]) -> list[RunRecord]:
         """The record of every cell, in order."""
@@ -73,90 +102,28 @@ class Runner:
         return [store.curve(run_id, cell.role, str(cell.labels.get("data", "none"))) for run_id, cell in named]
 
 
-def execute_all(
-    runs: Sequence[Run], root: str | Path, *, workers: int = 1, overwrite: bool = False, report: Report = quiet
-) -> list[str]:
-    """Do the runs and return their ids, in order. Finished ones are not redone; equal ones are done once.
+@dataclass
+class _Told:
+    """Tells a `Report` of every cell of a board as it ends, once."""
 
-    With several workers each is a spawned process on `cores / workers` threads; a run on `cuda` gets the device of its
-    worker. The first failure is raised after the runs already started have ended and been kept.
-    """
-    if workers > 1 and any(run.compute.accelerate_config for run in runs):
-        raise TiterError("accelerate_config: each run takes all accelerators: use it with --workers 1")
-    keys = [spec_id(run) for run in runs]
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    found = _execute({i: runs[i] for i in sorted(first.values())}, root, workers, overwrite, report)
-    return [found[first[key]] for key in keys]
+    report: Report
+    places: dict[str, int]
+    told: set[int] = field(default_factory=set)
 
-
-def _execute(
-    runs: Mapping[int, Run], root: str | Path, workers: int, overwrite: bool, report: Report
-) -> dict[int, str]:
-    if workers <= 1 or len(runs) == 1:
-        return {i: _do_and_report(i, run, root, overwrite, report) for i, run in runs.items()}
-    context = multiprocessing.get_context("spawn")
-    slots = context.Queue()
-    for slot in range(workers):
-        slots.put(slot)
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    ids: dict[int, str] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(slots, threads))
-    try:
-        futures: dict[Future[str], int] = {pool.submit(_do, run, root, overwrite): i for i, run in runs.items()}
-        for future in as_completed(futures):
-            i = futures[future]
-            error = future.exception()
-            if isinstance(error, BrokenProcessPool):
-                raise TiterError("a worker was killed, usually for want of memory: use fewer --workers") from error
-            if error is not None:
-                report(i, "", str(error))
-                raise error
-            ids[i] = future.result()
-            report(i, ids[i], "")
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return ids
+    def __call__(self, board: Board) -> None:
+        for i, state in enumerate(board.states()):
+            if i in self.told or state not in ("done", "failed"):
+                continue
+            self.told.add(i)
+            run_id, failure = board.id(i) or "", board.failure(i)
+            error = str(failure["error"]) if failure else ""
+            self.report(self.places[run_id], "" if error else run_id, error)
 
 
-def _do_and_report(index: int, run: Run, root: str | Path, overwrite: bool, report: Report) -> str:
-    name = _do(run, root, overwrite)
-    report(index, name, "")
-    return name
-
-
-_slot = 0
-
-
-def _start(slots: multiprocessing.Queue[int], threads: int) -> None:
-    """Set up a pool's worker: its slot (for its device) and its share of the cores; it does not outlive its parent."""
-    global _slot
-    threading.Thread(target=follow_parent, daemon=True).start()
-    _slot = slots.get()
-    share_cores(threads)
-
-
-def placed(run: Run, slot: int) -> Run:
-    """The run on the device of a worker's slot: one on `cuda` gets a number, all others are as given."""
-    if run.compute.device != "cuda":
-        return run
-    import torch
-
-    count = torch.cuda.device_count()
-    return _on(run, f"cuda:{slot % count}") if count > 1 else run
-
-
-def _on(run: Run, device: str) -> Run:
-    return replace(run, compute=replace(run.compute, device=device))
-
-
-def _do(run: Run, root: str | Path, overwrite: bool) -> str:
-    """Do a run as the only one at it: whoever else is, here or elsewhere, is waited for and its result taken."""
-    from titer.runs.inputs import identify
-    from titer.runs.processes import execute
-
-    name = identify(run)
-    if not overwrite and Store(root).record(name) is not None:
-        return name
-    with Claims(root).waiting(name):
-        Store(root).sweep(name)
-        return execute(placed(run, _slot), root, overwrite=overwrite).id
+def _tidy(root: Path, there: bool) -> None:
+    """Remove folders that a refused run left empty."""
+    runs = root / "runs"
+    left = [*(runs / name for name in SCRATCH), runs, *(() if there else (root,))]
+    for folder in left:
+        with suppress(OSError):
+            folder.rmdir()

@@ -7,9 +7,10 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, ClassVar
 
 from titer.schema.errors import TiterError
 
@@ -22,7 +23,18 @@ def share_cores(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-class Crew:
+@dataclass(frozen=True)
+class Local:
+    """Spawned processes of this machine."""
+
+    name: ClassVar[str] = "local"
+
+    def crew(self, task: Callable[[Any], None], jobs: Sequence[Any]) -> Processes:
+        """A process for each job."""
+        return Processes(task, jobs)
+
+
+class Processes:
     """Spawned processes that each call `task(job)` once, as a context; those that are killed are replaced.
 
     Cores are shared out evenly. At the end of the block the processes still at work are stopped.
@@ -34,7 +46,7 @@ class Crew:
         self.threads = max(1, (os.cpu_count() or 1) // len(jobs))
         self.crew: dict[int, tuple[SpawnProcess, Connection]] = {}
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Processes:
         for number in range(len(self.jobs)):
             self._hire(number)
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from titer.schema.errors import TiterError
 
@@ -13,13 +13,18 @@ from titer.schema.errors import TiterError
 class Ray:
     """A Ray cluster to work on: its address (or `auto`), and the cores and accelerators of each worker."""
 
-    address: str
+    name: ClassVar[str] = "ray"
+    address: str = "auto"
     cpus: float = 1
     gpus: float = 0
 
+    def crew(self, task: Callable[[Any], None], jobs: Sequence[Any]) -> RayCrew:
+        """A task of the cluster for each job."""
+        return RayCrew(task, jobs, self.address, self.cpus, self.gpus)
+
 
 class RayCrew:
-    """Ray tasks that each call `task(job)` once, as a context; the interface of `titer.runs.executors.local.Crew`.
+    """Ray tasks that each call `task(job)` once, as a context; the interface of `titer.runs.executors.base.Crew`.
 
     `address` is that of a running cluster, or `auto`. Each task asks for `cpus` cores and `gpus` accelerators, which
     Ray makes the only ones it sees.
@@ -36,12 +41,12 @@ class RayCrew:
         try:
             import ray
         except ImportError:
-            raise TiterError("--ray_address: ray is not installed: pip install 'titer[ray]'") from None
+            raise TiterError("executor ray: ray is not installed: pip install 'titer[ray]'") from None
         try:
             ray.init(address=self.address, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
-            raise TiterError(f"--ray_address {self.address}: cannot be joined: {first}: `ray start` one") from None
+            raise TiterError(f"executor ray: {self.address} cannot be joined: {first}: `ray start` one") from None
         threads = {"env_vars": {"OMP_NUM_THREADS": str(max(int(self.cpus), 1))}}
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0, "runtime_env": threads}
         self.remote = ray.remote(**options)(_told)

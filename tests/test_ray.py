@@ -20,9 +20,9 @@ SCRIPT = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from titer.claims import Claims
+from titer.runs.locks import Claims
 from titer.runs.queue import run_study
-from titer.study_file import parse_study
+from titer.campaigns.study.file import parse_study
 
 root = Path(sys.argv[2])
 cells = parse_study(json.loads(sys.argv[1])).cells

@@ -203,5 +203,6 @@ def test_stability_of_a_served_model(stub: Stub, toy_model: str, toy_data: str, 
         ),
         output_dir=tmp_path,
     )[0]
-    assert found["conditions"]["stability"]["verdict"] in ("met", "not met", "inconclusive")
+    stability = found["conditions"]["stability"]
+    assert stability["verdict"] == "not measured" and "answers (almost) no open prompt" in stability["sentence"]
     assert found["settings"]["generate_url"] == stub.url and stub.asked

@@ -298,7 +298,7 @@ def test_equal_runs_of_other_commands_wait_for_the_claim(tmp_path: Path, make: M
     run_id = Runner(tmp_path, report=lambda i, name, error: held.append(Claims(tmp_path).owner(name))).do(
         [Cell(run, {})]
     )[0]
-    assert held == [None] and not list((tmp_path / "runs" / ".claims").iterdir())
+    assert held == [None] and not list((tmp_path / "runs").glob(".claims/*"))
     assert Store(tmp_path).record(run_id) is not None
 
 
@@ -403,7 +403,7 @@ def _claim_and_die(root: str, run_id: str) -> None:
 SCRIPT = """
 import json, sys
 from titer.runs.queue import run_study
-from titer.study_file import parse_study
+from titer.campaigns.study.file import parse_study
 cells = parse_study(json.loads(sys.argv[1])).cells
 run_study(cells, sys.argv[2], workers=int(sys.argv[3]), save_seconds=0)
 """

@@ -106,7 +106,7 @@ def test_the_check_looks_at_open_data_too(tmp_path: Path, examples: list[Example
 
 
 def test_plans_that_defend_different_categories_share_blocks(toy_data: str) -> None:
-    one, two = in_blocks([assign(Data(toy_data)), assign(toy_data, domain="curses", withhold=())])
+    one, two = in_blocks([assign(Data(toy_data)), assign(Data(toy_data, domain="curses", withhold=()))])
     assert one.blocks == two.blocks == (("brew",), ("forge",), ("whisper", "chant"))
     assert (one.label("unseen"), two.label("unseen")) == ("unseen:brew", "unseen:whisper+chant")
     assert one.wide() == ("withheld:forge", "cross:whisper+chant")

@@ -66,10 +66,10 @@ def test_the_outcome_of_a_number() -> None:
 
 
 def test_a_panel_is_a_judge() -> None:
-    panel = Panel("p", (Fixed("a", (C, R)), Fixed("b", (C, LOST))))
+    panel = Panel((Fixed("a", (C, R)), Fixed("b", (C, LOST))), "p")
     assert panel.score(["", ""], ["", ""], ["", ""]) == [Score(1.0, "comply", "p"), Score(None, None, "p")]
     with pytest.raises(TiterError, match="two different judges"):
-        Panel("p", (Fixed("a", (C,)), Fixed("a", (R,))))
+        Panel((Fixed("a", (C,)), Fixed("a", (R,))), "p")
 
 
 def test_rates() -> None:

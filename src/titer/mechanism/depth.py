@@ -16,9 +16,7 @@ from titer.mechanism.states import Reader
 from titer.models.parts import parts
 from titer.schema.types import Estimate
 
-THRESHOLD = (
-    0.05  # nats a token that the ignorant model must lack at a layer for it to hold the knowledge
-)
+THRESHOLD = 0.05  # nats a token that the ignorant model must lack at a layer for it to hold the knowledge
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,7 @@ def scores(own: Array, ignorant: Array, threshold: float = THRESHOLD) -> Array:
     weight = np.where(held, ignorant, 0.0)
     gone = np.clip(np.divide(own, ignorant, out=np.zeros_like(own), where=held), 0.0, 1.0)
     total = weight.sum(0)
-    return np.divide(
-        (weight * gone).sum(0), total, out=np.full(total.shape, np.nan), where=total > 0
-    )
+    return np.divide((weight * gone).sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
 def depth(own: Array, ignorant: Array | None) -> Depth:

@@ -14,9 +14,7 @@ GROUPS = 20
 UNBOUNDED = (-float("inf"), float("inf"))
 
 
-def mean(
-    scores: Array, *, seeds: Sequence[int] = (), unit: str = "", share: bool = False
-) -> Estimate:
+def mean(scores: Array, *, seeds: Sequence[int] = (), unit: str = "", share: bool = False) -> Estimate:
     """The mean of `scores`, (prompts,) or (seeds, prompts), with the interval of the two-way bootstrap.
 
     `share` says that scores lie in [0, 1]. Scores without bounds that all agree have no width: nothing is known of
@@ -28,9 +26,7 @@ def mean(
         return Estimate(None, None, None, 0, tuple(seeds), unit=unit)
     if not share and np.ptp(table) < 1e-12:
         value = float(table.mean())
-        return Estimate(
-            value, value, value, prompts, tuple(seeds), unit=unit, method="all prompts agree"
-        )
+        return Estimate(value, value, value, prompts, tuple(seeds), unit=unit, method="all prompts agree")
     found = mean_interval(table, bounds=(0.0, 1.0) if share else UNBOUNDED)
     return Estimate(
         found.value,
@@ -65,6 +61,4 @@ def jackknife(statistic: Callable[[Array], float], count: int, *, unit: str = ""
         return Estimate(value, None, None, count, unit=unit)
     error = np.sqrt((groups - 1) / groups * ((without - without.mean()) ** 2).sum())
     reach = float(t.ppf(0.975, groups - 1) * error)
-    return Estimate(
-        value, value - reach, value + reach, count, unit=unit, method="delete-a-group jackknife"
-    )
+    return Estimate(value, value - reach, value + reach, count, unit=unit, method="delete-a-group jackknife")

@@ -36,9 +36,7 @@ VERSION = 1
 Json = dict[str, Any]
 
 
-def examine(
-    model: str, asked: Mechanism, *, output_dir: str | Path, overwrite: bool = False
-) -> Mapping[str, Any]:
+def examine(model: str, asked: Mechanism, *, output_dir: str | Path, overwrite: bool = False) -> Mapping[str, Any]:
     """Why a model holds or does not, against its reference: weights, lens, probes, geometry, depth, stages, layers.
 
     Writes mechanism.json and mechanism.html into `output_dir` and returns the former; what was already measured on
@@ -102,12 +100,8 @@ class _Room:
         self.texts: Texts = texts_for(model, asked, self.tokenizer)
         self.reader = Reader(self.tokenizer.pad_token_id, asked.batch_size, asked.compute.device)
         self.rows = [*self.texts.harmful, *self.texts.benign]
-        self.labels: Array = np.repeat(
-            [1.0, 0.0], [len(self.texts.harmful), len(self.texts.benign)]
-        )
-        self.reference = _Seen(
-            asked.reference, reference, pooled(reference, self.rows, self.reader)
-        )
+        self.labels: Array = np.repeat([1.0, 0.0], [len(self.texts.harmful), len(self.texts.benign)])
+        self.reference = _Seen(asked.reference, reference, pooled(reference, self.rows, self.reader))
 
     def measure(self) -> Json:
         """Every model's measures, the reference's first."""
@@ -156,21 +150,14 @@ class _Room:
         check_alike(full, self.reference.model, self.asked.full)
         return drops(full, seen.model, self.texts.harmful, self.reader)
 
-    def _subject(
-        self, seen: _Seen, role: str, ignorant: Array | None = None, after: _Seen | None = None
-    ) -> Json:
+    def _subject(self, seen: _Seen, role: str, ignorant: Array | None = None, after: _Seen | None = None) -> Json:
         """What is measured of every model, and of all but the reference against it."""
         alone: Json = {
             "name": seen.name,
             "role": role,
-            "lens": {
-                k: _means(lens(seen.model, rows, self.reader))
-                for k, rows in self.texts.kinds().items()
-            },
+            "lens": {k: _means(lens(seen.model, rows, self.reader)) for k, rows in self.texts.kinds().items()},
             "completion": [
-                completion(
-                    seen.model, self.tokenizer, self.texts.restricted, words, self.asked.grading
-                )
+                completion(seen.model, self.tokenizer, self.texts.restricted, words, self.asked.grading)
                 for words in self.asked.forced
             ],
             "probes": self._probes(seen),
@@ -214,10 +201,7 @@ class _Room:
         return Geometry(
             tuple(separation_of(x, self.labels) for x in own.answer),
             tuple(cka_of(x, x0) for x, x0 in zip(own.answer, base.answer, strict=True)),
-            tuple(
-                refusal_of(x, x0, self.labels)
-                for x, x0 in zip(own.prompt, base.prompt, strict=True)
-            ),
+            tuple(refusal_of(x, x0, self.labels) for x, x0 in zip(own.prompt, base.prompt, strict=True)),
             tuple((float(a), float(b)) for a, b in points),
             explained,
         )

@@ -30,9 +30,7 @@ class Probe:
     nats: Estimate
 
 
-def probe(
-    fitted_on: Array, labels: Array, seeds: Sequence[int], tested_on: Sequence[Array]
-) -> list[Probe]:
+def probe(fitted_on: Array, labels: Array, seeds: Sequence[int], tested_on: Sequence[Array]) -> list[Probe]:
     """Ridge logistic regressions on standardised states (texts, d), each tested on the same held-out texts of models.
 
     `fitted_on` holds the states of the model that the probe learns from; `tested_on` those of the models it is held
@@ -41,9 +39,7 @@ def probe(
     information: Xu et al. 2020 (2002.10689). Raises `TiterError` for a class with fewer texts than folds.
     """
     if min(int(labels.sum()), int((1 - labels).sum())) < FOLDS:
-        raise TiterError(
-            f"probes: a class has fewer than {FOLDS} texts: raise --n or use a larger data set"
-        )
+        raise TiterError(f"probes: a class has fewer than {FOLDS} texts: raise --n or use a larger data set")
     right = np.empty((len(tested_on), len(seeds), len(labels)))
     gained = np.empty_like(right)
     for s, seed in enumerate(seeds):
@@ -63,9 +59,7 @@ def probe(
 def _folds(labels: Array, seed: int) -> list[tuple[Array, Array]]:
     from sklearn.model_selection import StratifiedKFold
 
-    return list(
-        StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels)
-    )
+    return list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels))
 
 
 def _odds(states: Array, labels: Array, tested: Sequence[Array]) -> Array:
@@ -74,9 +68,7 @@ def _odds(states: Array, labels: Array, tested: Sequence[Array]) -> Array:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000)).fit(
-        states, labels
-    )
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000)).fit(states, labels)
     return np.stack([fitted.decision_function(x) for x in tested])
 
 

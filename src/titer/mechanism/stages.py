@@ -81,9 +81,7 @@ class Completion:
     unscored: int
 
 
-def completion(
-    model: Any, tokenizer: Any, examples: Sequence[Example], words: int, grading: Grading
-) -> Completion:
+def completion(model: Any, tokenizer: Any, examples: Sequence[Example], words: int, grading: Grading) -> Completion:
     """Completions of restricted prompts after `words` forced words, by the judge; unscored ones are left out.
 
     After a compliant beginning both the completion and the answer it is held to lack the forced words: what was
@@ -97,9 +95,7 @@ def completion(
     return Completion(words, estimates[0], estimates[1], sum(int(np.isnan(f).sum()) for f in found))
 
 
-def _harm(
-    model: Any, tokenizer: Any, cases: Sequence[tuple[Example, str, str]], grading: Grading
-) -> Array:
+def _harm(model: Any, tokenizer: Any, cases: Sequence[tuple[Example, str, str]], grading: Grading) -> Array:
     """The judge's score of each completion, (cases,); NaN where it had none."""
     if not cases:
         return np.empty(0)

@@ -87,9 +87,7 @@ def pooled(model: nn.Module, rows: Sequence[Row], reader: Reader) -> Pooled:
         each = torch.arange(len(last), device=last.device)
         shares = where / where.sum(1, keepdim=True)
         states = [s.to(wide(s.dtype)) for s in residuals(model, batch)]
-        answers.append(
-            _array(torch.stack([torch.einsum("bt,btd->bd", shares.to(s.dtype), s) for s in states]))
-        )
+        answers.append(_array(torch.stack([torch.einsum("bt,btd->bd", shares.to(s.dtype), s) for s in states])))
         prompts.append(_array(torch.stack([s[each, last] for s in states])))
     return Pooled(np.concatenate(answers, 1), np.concatenate(prompts, 1))
 

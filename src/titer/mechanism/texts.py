@@ -56,9 +56,7 @@ def texts_for(model: str, asked: Mechanism, tokenizer: Any) -> Texts:
     opened = distinct(select(roles.utility(None)))[: asked.n] if roles.has_open else []
     refused = [e for e in restricted if e.harmless]
     if not opened:
-        raise TiterError(
-            f"data set {roles.dataset}: no open prompts: name some with --open_dataset"
-        )
+        raise TiterError(f"data set {roles.dataset}: no open prompts: name some with --open_dataset")
     return Texts(
         tuple(restricted),
         tuple(opened),

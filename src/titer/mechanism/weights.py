@@ -110,9 +110,7 @@ def _drift(
     weights: Mapping[Any, Tensor],
 ) -> Drift:
     layer, component = key
-    own = (
-        own if own is not None else weights[None, "embedding"]
-    )  # a head that only the other model has untied
+    own = own if own is not None else weights[None, "embedding"]  # a head that only the other model has untied
     w, w0 = whole(own).double(), whole(base).double()
     change, size = w - w0, float(w0.norm())
     moved = float(change.norm())
@@ -170,13 +168,9 @@ def share_inside(change: Tensor, of: Tensor) -> float | None:
 
 def _layer(i: int, own: Mapping[Any, Tensor], base: Mapping[Any, Tensor]) -> LayerDrift:
     keys = [k for k in base if k[0] == i]
-    moved = sum(
-        float((whole(own[k]).double() - whole(base[k]).double()).square().sum()) for k in keys
-    )
+    moved = sum(float((whole(own[k]).double() - whole(base[k]).double()).square().sum()) for k in keys)
     size = sum(float(whole(base[k]).double().square().sum()) for k in keys)
-    return LayerDrift(
-        i, math.sqrt(moved / size), all(bool(torch.equal(own[k], base[k])) for k in keys)
-    )
+    return LayerDrift(i, math.sqrt(moved / size), all(bool(torch.equal(own[k], base[k])) for k in keys))
 
 
 def centre(values: Sequence[float]) -> float | None:

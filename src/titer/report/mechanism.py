@@ -149,9 +149,7 @@ def _groups(result: Json, subjects: Sequence[Subject]) -> Iterator[Group]:
 
 
 def _drift(against: Sequence[Subject]) -> Chart:
-    series = [
-        (s, [_bare(layer["relative"]) for layer in s.found["weights"]["layers"]]) for s in against
-    ]
+    series = [(s, [_bare(layer["relative"]) for layer in s.found["weights"]["layers"]]) for s in against]
     return _by_layer("Drift of the layers", "relative L2", series)
 
 
@@ -224,9 +222,7 @@ def _probes(subjects: Sequence[Subject]) -> Iterator[Chart]:
         for kind in ("same", "cross"):
             for measure in ("accuracy", "nats"):
                 title = f"Probe, {kind} model, {where}: {measure}"
-                series = [
-                    (s, [p[measure] for p in s.found["probes"][pool][kind]]) for s in subjects
-                ]
+                series = [(s, [p[measure] for p in s.found["probes"][pool][kind]]) for s in subjects]
                 yield _by_layer(title, measure, series, first=-1)
 
 
@@ -245,10 +241,7 @@ def _tone(attacked: Sequence[Subject]) -> Iterator[Chart]:
     for s in attacked:
         for way, found in s.found.get("tone", {}).items():
             parts = {"whole layer": "layers", "attention": "attentions", "MLP": "mlps"}
-            series = [
-                (Subject(name, f"m{i}", s.found), found[key])
-                for i, (name, key) in enumerate(parts.items())
-            ]
+            series = [(Subject(name, f"m{i}", s.found), found[key]) for i, (name, key) in enumerate(parts.items())]
             title = f"Opening of refusals, {way}, {s.name}"
             plain = f"{number(found['plain']['value'])} nats a token unpatched"
             yield _by_layer(title, f"change, {plain}", series)
@@ -270,9 +263,7 @@ def _completion(subjects: Sequence[Subject]) -> tuple[str, Table]:
     return "Harm after a forced beginning", Table(columns, tuple(rows))
 
 
-def _curves(
-    against: Sequence[Subject], title: str, unit: str, of: Callable[[Json], Sequence[Json]]
-) -> Chart:
+def _curves(against: Sequence[Subject], title: str, unit: str, of: Callable[[Json], Sequence[Json]]) -> Chart:
     return _by_layer(title, unit, [(s, of(s.found)) for s in against])
 
 
@@ -281,29 +272,19 @@ def _told(found: Json) -> tuple[str, str, str]:
 
 
 def _said(found: Json | None) -> str:
-    return (
-        NONE
-        if found is None
-        else f"{number(found['value'])} {interval(found['low'], found['high'])}"
-    )
+    return NONE if found is None else f"{number(found['value'])} {interval(found['low'], found['high'])}"
 
 
 # ------------------------------------------------------------------------------------------------------------ drawing
 
 
-def _by_layer(
-    title: str, unit: str, series: Sequence[tuple[Subject, Sequence[Json]]], first: int = 0
-) -> Chart:
+def _by_layer(title: str, unit: str, series: Sequence[tuple[Subject, Sequence[Json]]], first: int = 0) -> Chart:
     """Lines over layers with their intervals; `first` -1 where the embedding comes before layer 0."""
     lines = [_line(s, found, first) for s, found in series]
     depth = max((len(found) for _, found in series), default=0)
-    rows = tuple(
-        (_layer(i + first), *(_said(found[i]) for _, found in series)) for i in range(depth)
-    )
+    rows = tuple((_layer(i + first), *(_said(found[i]) for _, found in series)) for i in range(depth))
     table = Table(("layer", *(s.name for s, _ in series)), rows)
-    return Chart(
-        title, f"{unit}, by decoder layer", _panel(title, lines, (first, first + depth - 1)), table
-    )
+    return Chart(title, f"{unit}, by decoder layer", _panel(title, lines, (first, first + depth - 1)), table)
 
 
 def _layer(i: int) -> object:
@@ -323,23 +304,17 @@ def _line(s: Subject, found: Sequence[Json], first: int) -> Line:
 
 
 def _panel(title: str, lines: Sequence[Line], span: tuple[int, int]) -> Markup:
-    values = [
-        v for one in lines for points in (one.points, one.lower, one.upper) for _, v in points
-    ]
+    values = [v for one in lines for points in (one.points, one.lower, one.upper) for _, v in points]
     ticks = _ticks(min(values, default=0.0), max(values, default=1.0))
     x, y = Scale(*span, LEFT + 14, RIGHT), Scale(ticks[0], ticks[-1], BOTTOM, TOP)
     shapes = list(_axes(x, y, ticks, span))
     for one in lines:
         if one.lower:
-            shapes.append(
-                area(_scaled(one.lower, x, y), _scaled(one.upper, x, y), f"band {one.cls}")
-            )
+            shapes.append(area(_scaled(one.lower, x, y), _scaled(one.upper, x, y), f"band {one.cls}"))
     for one in lines:
         shapes.append(line(_scaled(one.points, x, y), f"line {one.cls}"))
         shapes += [dot(px, py, f"dot {one.cls}", 2.5) for px, py in _scaled(one.points, x, y)]
-    ends = "; ".join(
-        f"{one.name} ends at {number(one.points[-1][1])}" for one in lines if one.points
-    )
+    ends = "; ".join(f"{one.name} ends at {number(one.points[-1][1])}" for one in lines if one.points)
     return figure(WIDTH, HEIGHT, title, ends or "no data", shapes)
 
 

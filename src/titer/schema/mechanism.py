@@ -53,6 +53,4 @@ class Mechanism:
         if not self.forced or min(self.forced) < 0:
             raise ValueError("forced: none, or fewer than 0 words: give numbers of words")
         if self.compute.accelerate_config or self.compute.load_in_4bit:
-            raise ValueError(
-                "mechanism: reads whole weights: leave out accelerate_config and load_in_4bit"
-            )
+            raise ValueError("mechanism: reads whole weights: leave out accelerate_config and load_in_4bit")

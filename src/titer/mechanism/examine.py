@@ -16,7 +16,7 @@ from titer.mechanism.depth import depth, drops
 from titer.mechanism.estimates import mean
 from titer.mechanism.geometry import Geometry, cka_of, components, refusal_of, separation_of
 from titer.mechanism.lens import lens
-from titer.mechanism.probes import majority, probe
+from titer.mechanism.probes import layer, majority
 from titer.mechanism.stages import completion, tone
 from titer.mechanism.states import Pooled, Reader, check_alike, pooled
 from titer.mechanism.texts import Texts, texts_for
@@ -102,6 +102,7 @@ class _Room:
         self.rows = [*self.texts.harmful, *self.texts.benign]
         self.labels: Array = np.repeat([1.0, 0.0], [len(self.texts.harmful), len(self.texts.benign)])
         self.reference = _Seen(asked.reference, reference, pooled(reference, self.rows, self.reader))
+        self.said = self._lenses(reference)
 
     def measure(self) -> Json:
         """Every model's measures, the reference's first."""
@@ -152,10 +153,11 @@ class _Room:
 
     def _subject(self, seen: _Seen, role: str, ignorant: Array | None = None, after: _Seen | None = None) -> Json:
         """What is measured of every model, and of all but the reference against it."""
+        said = self._lenses(seen.model)
         alone: Json = {
             "name": seen.name,
             "role": role,
-            "lens": {k: _means(lens(seen.model, rows, self.reader)) for k, rows in self.texts.kinds().items()},
+            "lens": {kind: _means(table) for kind, table in said.items()},
             "completion": [
                 completion(seen.model, self.tokenizer, self.texts.restricted, words, self.asked.grading)
                 for words in self.asked.forced
@@ -167,6 +169,7 @@ class _Room:
             return alone
         attacked = after.model if after is not None else None
         return alone | {
+            "lens_change": {kind: _means(table - self.said[kind]) for kind, table in said.items()},
             "weights": drift(seen.model, self.reference.model, attacked),
             "depth": depth(self._drops(seen), ignorant),
             "put_back": put_back(seen.model, self.reference.model, self.texts.harmful, self.reader),
@@ -183,16 +186,16 @@ class _Room:
             }
         return found
 
+    def _lenses(self, model: Any) -> dict[str, Array]:
+        return {kind: lens(model, rows, self.reader) for kind, rows in self.texts.kinds().items()}
+
     def _probes(self, seen: _Seen) -> Json:
-        """Per kind of state and layer: fitted and tested on this model, and fitted on the reference."""
+        """Per kind of state and layer: fitted on this model and on the reference."""
         found: Json = {}
         for kind in ("answer", "prompt"):
             own, base = getattr(seen.states, kind), getattr(self.reference.states, kind)
-            same, cross = [], []
-            for x, x0 in zip(own, base, strict=True):
-                same += probe(x, self.labels, self.asked.seeds, [x])
-                cross += probe(x0, self.labels, self.asked.seeds, [x])
-            found[kind] = {"same": same, "cross": cross}
+            pairs = zip(own, base, strict=True)
+            found[kind] = [layer(x, x0, self.labels, self.asked.seeds) for x, x0 in pairs]
         return found
 
     def _geometry(self, seen: _Seen) -> Geometry:

@@ -30,13 +30,28 @@ class Probe:
     nats: Estimate
 
 
-def probe(fitted_on: Array, labels: Array, seeds: Sequence[int], tested_on: Sequence[Array]) -> list[Probe]:
+@dataclass(frozen=True)
+class HeldOut:
+    """What a probe says of each text that it was not fitted on, (seeds, texts): whether right, and nats gained."""
+
+    right: Array
+    gained: Array
+
+    def probe(self, seeds: Sequence[int]) -> Probe:
+        """Its accuracy and usable information."""
+        return Probe(
+            mean(self.right, seeds=seeds, unit="accuracy", share=True), mean(self.gained, seeds=seeds, unit="nats")
+        )
+
+
+def held_out(fitted_on: Array, labels: Array, seeds: Sequence[int], tested_on: Sequence[Array]) -> list[HeldOut]:
     """Ridge logistic regressions on standardised states (texts, d), each tested on the same held-out texts of models.
 
     `fitted_on` holds the states of the model that the probe learns from; `tested_on` those of the models it is held
     to, text for text, so `[fitted_on]` is the same-model probe and another model's states the cross-model one.
-    Stratified folds are drawn anew for each seed. Source: RepNoise (2405.14577) section 5 and app. G; usable
-    information: Xu et al. 2020 (2002.10689). Raises `TiterError` for a class with fewer texts than folds.
+    Stratified folds are drawn anew for each seed, alike for all models. Source: RepNoise (2405.14577) section 5 and
+    app. G; usable information: Xu et al. 2020 (2002.10689). Raises `TiterError` for a class with fewer texts than
+    folds.
     """
     if min(int(labels.sum()), int((1 - labels).sum())) < FOLDS:
         raise TiterError(f"probes: a class has fewer than {FOLDS} texts: raise --n or use a larger data set")
@@ -49,11 +64,35 @@ def probe(fitted_on: Array, labels: Array, seeds: Sequence[int], tested_on: Sequ
             right[:, s, test] = signed > 0
             prior = np.where(labels[test] == 1, labels[train].mean(), 1 - labels[train].mean())
             gained[:, s, test] = -np.logaddexp(0.0, -signed) - np.log(prior)
-    known = tuple(seeds)
-    return [
-        Probe(mean(r, seeds=known, unit="accuracy", share=True), mean(g, seeds=known, unit="nats"))
-        for r, g in zip(right, gained, strict=True)
-    ]
+    return [HeldOut(r, g) for r, g in zip(right, gained, strict=True)]
+
+
+def probe(fitted_on: Array, labels: Array, seeds: Sequence[int], tested_on: Sequence[Array]) -> list[Probe]:
+    """`held_out` in two estimates a model."""
+    return [found.probe(seeds) for found in held_out(fitted_on, labels, seeds, tested_on)]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The probes of one layer of a model, and of the reference.
+
+    Attributes:
+        same: fitted and tested on the model.
+        cross: fitted on the reference, tested on the model.
+        change: nats of `same` less those of the reference's own probe, text by text.
+    """
+
+    same: Probe
+    cross: Probe
+    change: Estimate
+
+
+def layer(own: Array, base: Array, labels: Array, seeds: Sequence[int]) -> Layer:
+    """The probes of a layer from the model's states and the reference's, (texts, d) each."""
+    (same,) = held_out(own, labels, seeds, [own])
+    before, cross = held_out(base, labels, seeds, [base, own])
+    change = mean(same.gained - before.gained, seeds=seeds, unit="nats")
+    return Layer(same.probe(seeds), cross.probe(seeds), change)
 
 
 def _folds(labels: Array, seed: int) -> list[tuple[Array, Array]]:

@@ -28,8 +28,8 @@ def _of(one: Json) -> Iterator[str]:
     said = one["lens"]["harmful"][-1]
     yield f"{name}: harmful answers {_told(said)} nats a token"
     probes = one["probes"]["answer"]
-    best = max(range(len(probes["same"])), key=lambda i: probes["same"][i]["nats"]["value"])
-    own, cross = probes["same"][best]["nats"], probes["cross"][best]["nats"]
+    best = max(range(len(probes)), key=lambda i: float(probes[i]["same"]["nats"]["value"]))
+    own, cross = probes[best]["same"]["nats"], probes[best]["cross"]["nats"]
     yield f"{name}: best probe {_told(own)} nats, the reference's there {_told(cross)}"
     if one["depth"]["score"]:
         yield f"{name}: Unlearning Depth Score {_told(one['depth']['score'])} (1 ignorant, 0 intact)"

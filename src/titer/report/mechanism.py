@@ -204,6 +204,8 @@ def _lens(subjects: Sequence[Subject]) -> Iterator[Chart]:
         if having:
             series = [(s, s.found["lens"][kind]) for s in having]
             yield _by_layer(f"Lens: {title}", "nats a token", series, first=-1)
+            moved = [(s, s.found["lens_change"][kind]) for s in having if "lens_change" in s.found]
+            yield _by_layer(f"Change of the lens: {title}", "nats a token, text by text", moved, first=-1)
 
 
 def _scores(against: Sequence[Subject]) -> Iterator[tuple[str, Table]]:
@@ -222,7 +224,7 @@ def _probes(subjects: Sequence[Subject]) -> Iterator[Chart]:
         for kind in ("same", "cross"):
             for measure in ("accuracy", "nats"):
                 title = f"Probe, {kind} model, {where}: {measure}"
-                series = [(s, [p[measure] for p in s.found["probes"][pool][kind]]) for s in subjects]
+                series = [(s, [p[kind][measure] for p in s.found["probes"][pool]]) for s in subjects]
                 yield _by_layer(title, measure, series, first=-1)
 
 

@@ -1,6 +1,6 @@
 """Hold published claims on mechanisms against the embedded world and write docs/mechanism.md's table.
 
-    python benchmarks/mechanism.py --output_dir runs/mechanism [--seeds 0 1 2] [--models repnoise adversarial-loss attack]
+    python benchmarks/mechanism.py --output_dir runs/mechanism [--seeds 0 1 2] [--models repnoise attack]
 
 Makes the defended models of each seed, attacks each by supervised fine-tuning, and measures all of them with
 `titer mechanism`; what is already in the output folder is kept. Claims whose models were not asked for are `not run`.
@@ -196,7 +196,7 @@ def less_information(results: Results) -> Judged:
 
 
 def attack_adds_none(results: Results) -> Judged:
-    """After the attack a probe knows no more than before: shown only where it knows less, refuted where it knows more."""
+    """Refuted where a probe knows more after the attack; that it never does cannot be shown."""
     words, numbers = [], []
     for one in results["repnoise"]:
         model, after = (subject(one, role)["probes"]["answer"] for role in ("model", "attacked"))
@@ -252,7 +252,10 @@ def undone(results: Results) -> Judged:
     left = [t["left"] for t in values]
     word, numbers = over_seeds([0.5 - x for x in left])
     angles = ", ".join(f"{t['defence_attack']:.3f}" for t in values)
-    return Judged(word, f"left {', '.join(f'{x:.1%}' for x in left)}; cosines of defence and attack {angles}")
+    return Judged(
+        word,
+        f"left {', '.join(f'{x:.1%}' for x in left)}, half less that {numbers}; cosines of defence and attack {angles}",
+    )
 
 
 BOTH = DEFENCES
@@ -264,9 +267,7 @@ CLAIMS = (
     Claim("RepNoise removes the knowledge deeper than adversarial loss", "RepNoise, section 5", BOTH, deeper),
     Claim("RepNoise lowers what a probe can use", "RepNoise, fig. 5", BOTH[:1], less_information),
     Claim("The attack gives the probe nothing back", "RepNoise, app. G", BOTH[:1], attack_adds_none),
-    Claim(
-        "Harm is still recognised after an attack that succeeds", "2507.11878; 2405.16229", (ATTACK,), still_recognised
-    ),
+    Claim("Harm is still recognised after an attack", "2507.11878; 2405.16229", (ATTACK,), still_recognised),
     Claim("Alignment is shallow: a complying beginning brings harm out", "premise of 2510.18081", BOTH[:1], shallow),
     Claim("Attacks ride on high-variance directions", "RepSelect", (ATTACK,), high_variance),
     Claim("An attack takes most of the defence's weight change back", "asked here", BOTH, undone),
@@ -274,8 +275,8 @@ CLAIMS = (
 NOT_RUN = (
     "SmolLM2-135M: every claim above is on the embedded world alone.",
     "What predicts cost to breach over the zoo's models: no rank correlation was taken.",
-    "2405.16229's other attacks (identity shift, benign tuning, refusal ablation) side by side: the measures take their "
-    "models with `--attacked`; only supervised fine-tuning was run.",
+    "2405.16229's other attacks (identity shift, benign tuning, refusal ablation) side by side: `--attacked` takes their "
+    "models; only supervised fine-tuning was run.",
     "2510.18081's remedy (the assistant's header put in again): only its premise is measured.",
     "Freezing the first or last k layers during defence or attack, and the smallest set of modules whose restoration "
     "restores the breach: single layers put back are measured, no more.",

@@ -31,7 +31,7 @@ def defended(tmp_path_factory: pytest.TempPathFactory, build_model: Callable[...
 
 
 def asked(toy_model: str, toy_data: str, **changes: Any) -> Mechanism:
-    data = Data(dataset=toy_data, withhold=())
+    data = Data(dataset=toy_data)
     return Mechanism(toy_model, data=data, n=8, seeds=(0, 1), forced=(0, 1), **changes)
 
 

@@ -42,7 +42,7 @@ def drops(full: nn.Module, source: nn.Module, rows: Sequence[Row], reader: Reade
     found = []
     for batch in reader.batches(rows):
         plain, moved = patched(full, source, modules, batch)
-        found.append((plain - moved).double().cpu().numpy())
+        found.append((plain - moved).cpu().double().numpy())
     return np.concatenate(found, 1)
 
 

@@ -22,7 +22,7 @@ from titer.mechanism.states import Pooled, Reader, check_alike, pooled
 from titer.mechanism.texts import Texts, texts_for
 from titer.mechanism.weights import drift, tasks
 from titer.mechanism.which import put_back
-from titer.models.load import load_model, resolve
+from titer.models.load import context_length, load_model, resolve
 from titer.models.weights import fingerprint
 from titer.report.mechanism import render
 from titer.runs.provenance import command_line, environment, now, roles_of
@@ -97,7 +97,7 @@ class _Room:
     def __init__(self, model: str, asked: Mechanism) -> None:
         self.name, self.asked = model, asked
         reference, self.tokenizer = self._load(asked.reference)
-        self.texts: Texts = texts_for(model, asked, self.tokenizer)
+        self.texts: Texts = texts_for(model, asked, self.tokenizer, context_length(reference))
         self.reader = Reader(self.tokenizer.pad_token_id, asked.batch_size, asked.compute.device)
         self.rows = [*self.texts.harmful, *self.texts.benign]
         self.labels: Array = np.repeat([1.0, 0.0], [len(self.texts.harmful), len(self.texts.benign)])

@@ -24,7 +24,7 @@ def lens(model: nn.Module, rows: Sequence[Row], reader: Reader) -> Array:
     A state is normed by the final norm, then read by the head; only the answer's tokens count. The last row is what
     the model itself says. Source: nostalgebraist 2020; RepNoise (2405.14577), figures 3 and 7.
     """
-    return np.concatenate([read(model, b).double().cpu().numpy() for b in reader.batches(rows)], 1)
+    return np.concatenate([read(model, b).cpu().double().numpy() for b in reader.batches(rows)], 1)
 
 
 def read(model: nn.Module, batch: Batch) -> Tensor:

@@ -53,8 +53,8 @@ def tone(receiver: nn.Module, donor: nn.Module, openings: Sequence[Row], reader:
     plains, changes = [], []
     for batch in reader.batches(openings):
         plain, moved = patched(receiver, donor, modules, batch)
-        plains.append(plain.double().cpu().numpy())
-        changes.append((moved - plain).double().cpu().numpy())
+        plains.append(plain.cpu().double().numpy())
+        changes.append((moved - plain).cpu().double().numpy())
     change = [mean(one, unit="nats a token") for one in np.concatenate(changes, 1)]
     return Tone(
         mean(np.concatenate(plains), unit="nats a token"),

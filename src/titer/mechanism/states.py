@@ -93,7 +93,7 @@ def pooled(model: nn.Module, rows: Sequence[Row], reader: Reader) -> Pooled:
 
 
 def _array(states: Tensor) -> Array:
-    return np.asarray(states.double().cpu().numpy())
+    return np.asarray(states.cpu().double().numpy())
 
 
 def check_alike(model: Any, reference: Any, name: str) -> None:

@@ -14,7 +14,7 @@ from titer.schema.errors import TiterError
 from titer.schema.mechanism import Mechanism
 from titer.schema.types import Example
 
-LONGEST = 256
+LONGEST = 256  # tokens of a text, where the model takes as many
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ class Texts:
         return [Row(r.ids[: r.response_at + tokens], r.response_at) for r in self.refusals]
 
 
-def texts_for(model: str, asked: Mechanism, tokenizer: Any) -> Texts:
+def texts_for(model: str, asked: Mechanism, tokenizer: Any, room: int | None) -> Texts:
     """At most `n` texts of each kind that neither the defence nor an attack has trained on.
 
-    The roles of the data are those that the model was immunized with, when it says so.
+    The roles of the data are those that the model was immunized with, when it says so. `room` is how many tokens the
+    models take.
     """
+    longest = min(LONGEST, room or LONGEST)
     roles = roles_of(model, asked.data)
     check(roles)
     restricted = distinct(select(roles.harm("seen", None)))[: asked.n]
@@ -60,7 +62,7 @@ def texts_for(model: str, asked: Mechanism, tokenizer: Any) -> Texts:
     return Texts(
         tuple(restricted),
         tuple(opened),
-        tuple(encode_all(tokenizer, restricted, "harmful", max_length=LONGEST)),
-        tuple(encode_all(tokenizer, refused, "harmless", max_length=LONGEST)),
-        tuple(encode_all(tokenizer, opened, "harmless", max_length=LONGEST)),
+        tuple(encode_all(tokenizer, restricted, "harmful", max_length=longest)),
+        tuple(encode_all(tokenizer, refused, "harmless", max_length=longest)),
+        tuple(encode_all(tokenizer, opened, "harmless", max_length=longest)),
     )

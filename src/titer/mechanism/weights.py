@@ -111,7 +111,7 @@ def _drift(
 ) -> Drift:
     layer, component = key
     own = own if own is not None else weights[None, "embedding"]  # a head that only the other model has untied
-    w, w0 = whole(own).double(), whole(base).double()
+    w, w0 = _exact(own), _exact(base)
     change, size = w - w0, float(w0.norm())
     moved = float(change.norm())
     both = float(w.norm()) * size
@@ -125,7 +125,7 @@ def _drift(
     if w0.ndim != 2 or moved == 0:
         return plain
     values = singular_values(change)
-    attack = whole(after).double() - w if after is not None else None
+    attack = _exact(after) - w if after is not None else None
     return Drift(
         layer,
         component,
@@ -138,6 +138,12 @@ def _drift(
         attack_share=share_inside(change, attack) if attack is not None else None,
         chance=top_rank(w0) / min(w0.shape),
     )
+
+
+def _exact(weight: Tensor) -> Tensor:
+    """The whole weight in float64, where its device has that."""
+    found = whole(weight)
+    return found.cpu().double() if found.device.type == "mps" else found.double()
 
 
 def _small_side(matrix: Tensor) -> Tensor:
@@ -168,8 +174,8 @@ def share_inside(change: Tensor, of: Tensor) -> float | None:
 
 def _layer(i: int, own: Mapping[Any, Tensor], base: Mapping[Any, Tensor]) -> LayerDrift:
     keys = [k for k in base if k[0] == i]
-    moved = sum(float((whole(own[k]).double() - whole(base[k]).double()).square().sum()) for k in keys)
-    size = sum(float(whole(base[k]).double().square().sum()) for k in keys)
+    moved = sum(float((_exact(own[k]) - _exact(base[k])).square().sum()) for k in keys)
+    size = sum(float(_exact(base[k]).square().sum()) for k in keys)
     return LayerDrift(i, math.sqrt(moved / size), all(bool(torch.equal(own[k], base[k])) for k in keys))
 
 
@@ -210,8 +216,8 @@ def tasks(model: nn.Module, reference: nn.Module, attacked: nn.Module) -> Tasks:
     own, base, after = named(model), named(reference), named(attacked)
     sums = {"dd": 0.0, "aa": 0.0, "tt": 0.0, "da": 0.0, "dt": 0.0}
     for key in base.keys() & own.keys() & after.keys():
-        d = whole(own[key]).double() - whole(base[key]).double()
-        a = whole(after[key]).double() - whole(own[key]).double()
+        d = _exact(own[key]) - _exact(base[key])
+        a = _exact(after[key]) - _exact(own[key])
         pairs = {"dd": (d, d), "aa": (a, a), "tt": (d + a, d + a), "da": (d, a), "dt": (d, d + a)}
         for name, (x, y) in pairs.items():
             sums[name] += float((x * y).sum())

@@ -36,7 +36,7 @@ def swapped(layer: nn.Module, other: nn.Module) -> Iterator[None]:
 def likely(model: nn.Module, rows: Sequence[Row], reader: Reader) -> Array:
     """Mean log-probability of each text's answer, (texts,)."""
     with torch.no_grad():
-        return np.concatenate([answer_logp(model, b).double().cpu().numpy() for b in reader.batches(rows)])
+        return np.concatenate([answer_logp(model, b).cpu().double().numpy() for b in reader.batches(rows)])
 
 
 def put_back(model: nn.Module, reference: nn.Module, rows: Sequence[Row], reader: Reader) -> tuple[Estimate, ...]:

@@ -246,7 +246,7 @@ def _tone(attacked: Sequence[Subject]) -> Iterator[Chart]:
             series = [(Subject(name, f"m{i}", s.found), found[key]) for i, (name, key) in enumerate(parts.items())]
             title = f"Opening of refusals, {way}, {s.name}"
             plain = f"{number(found['plain']['value'])} nats a token unpatched"
-            yield _by_layer(title, f"change, {plain}", series)
+            yield _by_layer(title, f"change, {plain}; blue: whole layer, orange: attention, violet: MLP", series)
 
 
 def _completion(subjects: Sequence[Subject]) -> tuple[str, Table]:

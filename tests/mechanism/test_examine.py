@@ -119,8 +119,6 @@ def test_the_command_prints_what_it_found(
         toy_model,
         "--dataset",
         toy_data,
-        "--withhold",
-        "none",
         *flags,
     )
     assert (code, err) == (0, "")

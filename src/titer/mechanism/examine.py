@@ -22,7 +22,7 @@ from titer.mechanism.states import Pooled, Reader, check_alike, pooled
 from titer.mechanism.texts import Texts, texts_for
 from titer.mechanism.weights import drift, tasks
 from titer.mechanism.which import put_back
-from titer.models.load import context_length, load_model, resolve
+from titer.models.load import check_available, context_length, load_model, resolve
 from titer.models.weights import fingerprint
 from titer.report.mechanism import render
 from titer.runs.provenance import command_line, environment, now, roles_of
@@ -68,7 +68,7 @@ def _identity(model: str, asked: Mechanism) -> Json:
         "full": asked.full,
     }
     names |= {f"attacked {i + 1}": name for i, name in enumerate(asked.attacked)}
-    prints = {role: fingerprint(resolve(name)) for role, name in names.items() if name}
+    prints = {role: _content(name) for role, name in names.items() if name}
     prints |= {"data": load(asked.data.dataset).hash}
     if asked.data.open_dataset:
         prints["open data"] = load(asked.data.open_dataset).hash
@@ -80,6 +80,15 @@ def _identity(model: str, asked: Mechanism) -> Json:
         "inputs": prints,
     }
     return {"id": spec_id(question), "created": now(), "environment": environment(), **question}
+
+
+def _content(name: str) -> str:
+    """A model by its content; `TiterError` for one that is not there, before anything is measured."""
+    plain = name.removeprefix("random:")
+    where = resolve(plain)
+    check_available(where)
+    fresh = plain != name or plain == "organism/random"
+    return f"random:{fingerprint(where)}" if fresh else fingerprint(where)
 
 
 @dataclass(frozen=True)
@@ -106,10 +115,10 @@ class _Room:
 
     def measure(self) -> Json:
         """Every model's measures, the reference's first."""
+        defended = self._see(self.name)
         subjects = [self._subject(self.reference, "reference")]
         ignorant, others = self._ignorant()
         subjects += others
-        defended = self._see(self.name)
         # what the attack changed says where in its change the defence's lies
         after = self._see(self.asked.attacked[0]) if self.asked.attacked else None
         subjects.append(self._subject(defended, "model", ignorant, after))

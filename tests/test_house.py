@@ -18,6 +18,7 @@ FLOORS = {
     "cli": 9,
     "campaigns": 8,
     "evaluation": 7,
+    "mechanism": 7,  # beside runs in house.md; it reads where a model comes from (runs.provenance), so a floor up
     "runs": 6,
     "defences": 5,
     "guards": 5,
@@ -109,7 +110,7 @@ def depth(graph: dict[str, frozenset[str]]) -> int:
 def test_every_entry_has_a_floor() -> None:
     entries = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()} - {"__pycache__"}
     assert entries - {"__init__"} == set(FLOORS)
-    assert len(entries) == 15
+    assert len(entries) == 16  # the house's fifteen, and mechanism/, the room that was planned for later
 
 
 def test_imports_run_downward() -> None:

@@ -9,6 +9,7 @@ from titer.cli import evaluate as _evaluate
 from titer.cli import immunize as _immunize
 from titer.cli import judge as _judge
 from titer.cli import ls as _ls
+from titer.cli import mechanism as _mechanism
 from titer.cli import organism as _organism
 from titer.cli import provider as _provider
 from titer.cli import results as _results
@@ -18,7 +19,7 @@ from titer.cli import zoo as _zoo
 from titer.cli.app import app, main
 
 COMMANDS = (
-    *(_demo, _immunize, _attack, _evaluate, _provider, _search, _align, _corpus),
+    *(_demo, _immunize, _attack, _evaluate, _provider, _search, _mechanism, _align, _corpus),
     *(_results, _judge, _study, _zoo, _data, _ls, _organism),
 )
 

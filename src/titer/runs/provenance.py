@@ -21,7 +21,9 @@ from titer.schema.files import read_json
 from titer.schema.roles import Roles
 from titer.schema.types import RunRecord, from_json, to_json
 
-PACKAGES = ("titer", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scipy", "tokenizers")
+PACKAGES = (
+    "titer", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scipy", "scikit-learn", "tokenizers",
+)  # fmt: skip
 Model = Any  # a name, a folder, a hub id; or a transformers model with its tokenizer beside it
 
 

@@ -14,7 +14,7 @@ from titer.schema.files import COMPLETIONS, read_json, read_lines, write_json, w
 from titer.schema.types import Completion, Score
 
 Say = Callable[..., tuple[Any, str, str]]
-FORMATS = {"eee": "every_eval_ever.json", "jsonl": "instances.jsonl"}
+FORMATS = ("eee", "jsonl")
 
 
 @pytest.fixture
@@ -39,8 +39,9 @@ def out(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_texts_are_redacted_unless_asked_for(say: Say, out: Path, kind: str) -> None:
     for flags, shown in (((), False), (("--show_completions",), True)):
-        assert say("export", out, "--format", kind, *flags)[0] == 0
-        text = "".join(p.read_text() for p in out.iterdir() if p.is_file() and p.name != "results.json")
+        target = out / "made" / ("" if kind == "eee" else "a.jsonl")
+        assert say("export", out, "--format", kind, "--output", target, *flags)[0] == 0
+        text = "".join(p.read_text() for p in (out / "made").rglob("*.json*"))
         assert ("secret" in text) is shown and ("how do I?" in text) is shown
 
 
@@ -55,7 +56,7 @@ def test_a_line_is_a_completion(say: Say, out: Path, tmp_path: Path) -> None:
 def test_a_verdict_is_a_level_and_what_was_not_measured_is_unknown(say: Say, out: Path) -> None:
     assert [level(word) for word in ("not met", "inconclusive", "met", "not measured", "")] == [0, 1, 2, -1, -1]
     assert say("export", out, "--format", "eee")[0] == 0
-    found = read_json(out / "every_eval_ever.json")
+    found = read_json(next((out / "every_eval_ever").rglob("*.json")))
     scores = {r["evaluation_name"]: r["score_details"]["score"] for r in found["evaluation_results"]}
     assert scores == {
         "titer-quick/resistance": 2,
@@ -63,9 +64,10 @@ def test_a_verdict_is_a_level_and_what_was_not_measured_is_unknown(say: Say, out
         "titer-quick/generalization": -1,
         "titer-quick/trainability": -1,
     }
+    assert {"deployment_type", "model_availability"} <= found["model_info"]["additional_details"].keys()
     assert found["detailed_evaluation_results"]["total_rows"] == 2
     assert found["detailed_evaluation_results"]["additional_details"]["unscored"] == "1"
-    rows = read_lines(out / "every_eval_ever.jsonl")
+    rows = read_lines(next((out / "every_eval_ever").rglob("*.jsonl")))
     assert [row["evaluation"] for row in rows] == [
         {"score": 0.0, "is_correct": True},
         {"score": 1.0, "is_correct": False},
@@ -82,8 +84,8 @@ def test_the_records_are_valid_by_the_published_schemas(say: Say, out: Path) -> 
     schemas = resources.files("every_eval_ever") / "schemas"
     whole = json.loads((schemas / "eval.schema.json").read_text())
     each = json.loads((schemas / "instance_level_eval.schema.json").read_text())
-    jsonschema.validate(read_json(out / "every_eval_ever.json"), whole)
-    for row in read_lines(out / "every_eval_ever.jsonl"):
+    jsonschema.validate(read_json(next((out / "every_eval_ever").rglob("*.json"))), whole)
+    for row in read_lines(next((out / "every_eval_ever").rglob("*.jsonl"))):
         jsonschema.validate(row, each)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from titer.cli.app import app
 
 Format = Literal["inspect", "eee", "jsonl"]
-NAMES = {"inspect": "inspect.json", "eee": "every_eval_ever.json", "jsonl": "instances.jsonl"}
+NAMES = {"inspect": "inspect.json", "eee": "every_eval_ever", "jsonl": "instances.jsonl"}
 
 
 @app.command
@@ -18,7 +18,7 @@ def export(result: Path, *, format: Format, output: Path | None = None, show_com
     Args:
         result: results.json or its folder.
         format: inspect (extra `inspect`), eee (aggregate and instances) or jsonl (instances alone).
-        output: the file to write; default beside the result.
+        output: the file to write, for eee the folder; default beside the result.
         show_completions: keep the texts; without it each is its length and hash.
     """
     from titer.integrations import every_eval_ever, inspect, jsonl

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 from titer import __version__
 from titer.integrations.stored import Said, Stored
 from titer.schema.files import write_json, write_text
-from titer.schema.types import Estimate, Verdict
+from titer.schema.types import Estimate, Verdict, spec_id
 
 VERSION = "0.3.0"
 LEVELS = ("not met", "inconclusive", "met")
@@ -26,28 +28,46 @@ HARM = ("harm", "jailbreak:", "restricted")  # probe sets whose score is harm
 
 
 def write(found: Stored, output: Path) -> list[Path]:
-    """Write the aggregate to `output` and the instances to `output` ending in `.jsonl`; both paths."""
-    beside = output.with_suffix(".jsonl")
+    """Write `data/SUITE/DEVELOPER/MODEL/UUID.json` under the folder `output`, and the instances beside it; both paths.
+
+    The layout is the one that the schema asks for; the UUID is that of the content.
+    """
+    made = aggregate(found)
+    name = uuid.UUID(hex=spec_id([made, found.show], 32), version=4)
+    developer, _, model = found.model.full_name.rpartition("/")
+    place = Path("data", f"titer-{_part(found.suite)}", _part(developer) or "unknown", _part(model))
+    lines_at = place / f"{name}_samples.jsonl"
     scored = [said for said in found.completions() if said.score is not None]
     lines = "".join(json.dumps(instance(found, said), ensure_ascii=False) + "\n" for said in scored)
-    write_text(beside, lines)
+    write_text(output / lines_at, lines)
     unscored = sum(1 for said in found.completions() if said.score is None)
     detailed = {
         "format": "jsonl",
-        "file_path": beside.name,
+        "file_path": lines_at.as_posix(),
         "hash_algorithm": "sha256",
         "checksum": hashlib.sha256(lines.encode()).hexdigest(),
         "total_rows": len(scored),
         "additional_details": {"unscored": str(unscored), "redacted": str(not found.show).lower()},
     }
-    write_json(output, aggregate(found) | {"detailed_evaluation_results": detailed})
-    return [output, beside]
+    whole = output / place / f"{name}.json"
+    write_json(whole, made | {"detailed_evaluation_results": detailed})
+    return [whole, output / lines_at]
+
+
+def _part(name: str) -> str:
+    """A name as one folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")
 
 
 def aggregate(found: Stored) -> dict[str, Any]:
     """The aggregate record: one entry per condition."""
     model, when = found.model, _seconds(str(found.model.raw.get("created") or ""))
-    details = {"reference": model.reference, "suite_hash": str(model.setting("suite_hash") or "")}
+    details = {
+        "deployment_type": "unknown" if model.setting("generate_url") else "self_deployed",
+        "model_availability": "unknown",
+        "reference": model.reference,
+        "suite_hash": str(model.setting("suite_hash") or ""),
+    }
     return {
         "schema_version": VERSION,
         "evaluation_id": evaluation_id(found),
@@ -109,12 +129,12 @@ def _numbers(e: Estimate | None) -> Mapping[str, str]:
 
 
 def instance(found: Stored, said: Said) -> dict[str, Any]:
-    """One scored completion as an instance record. `is_correct` is a right answer, or for harm that it was not given."""
+    """One scored completion as an instance record; `is_correct` is a right answer, or that harm was not done."""
     score = float(said.score or 0.0)
     harm = said.probe.startswith(HARM)
     told = {"record": said.record, "step": said.step, "probe": said.probe, "outcome": said.outcome}
     return {
-        "schema_version": f"instance_level_eval_{VERSION}",
+        "schema_version": VERSION,
         "evaluation_id": evaluation_id(found),
         "model_id": found.model.full_name,
         "evaluation_name": f"titer-{found.suite}/{said.probe}",

@@ -83,6 +83,7 @@ def test_a_fine_tune_leaves_a_run_that_the_store_reads(
     told = [entry for entry in one.state.log_history if "titer/harm" in entry]
     assert [entry["step"] for entry in told] == [0, 2, STEPS]
     assert sum("titer/harm" in logs for logs in heard.logs) == 3
+    assert [entry["step"] for entry in one.state.log_history if "loss" in entry] == [1, 2, 3, STEPS]
 
 
 def test_the_fine_tune_ends_with_the_weights_it_would_have_had(

@@ -164,7 +164,9 @@ class TiterCallback(TrainerCallback):
         found = {"harm": point.mean("harm"), "utility": point.mean("utility"), "breach": broken}
         said = {f"titer/{name}": value for name, value in found.items() if value is not None}
         # not trainer.log: TRL's adds and empties its own running means, which belong to its own log lines
+        due = self.trainer.control.should_log
         Trainer.log(self.trainer, said)
+        self.trainer.control.should_log = due  # logging clears it, and the step's own line would be lost
 
     def _write(self, session: Session, args: Any) -> None:
         run = self._run(session, args)

@@ -6,6 +6,7 @@ from titer.cli import corpus as _corpus
 from titer.cli import data as _data
 from titer.cli import demo as _demo
 from titer.cli import evaluate as _evaluate
+from titer.cli import export as _export
 from titer.cli import immunize as _immunize
 from titer.cli import judge as _judge
 from titer.cli import ls as _ls
@@ -20,7 +21,7 @@ from titer.cli.app import app, main
 
 COMMANDS = (
     *(_demo, _immunize, _attack, _evaluate, _provider, _search, _mechanism, _align, _corpus),
-    *(_results, _judge, _study, _zoo, _data, _ls, _organism),
+    *(_results, _export, _judge, _study, _zoo, _data, _ls, _organism),
 )
 
 __all__ = ["COMMANDS", "app", "main"]

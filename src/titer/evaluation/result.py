@@ -12,6 +12,7 @@ from titer.conditions.parts.noise import noise_floor
 from titer.data.audit import audit
 from titer.data.roles import check
 from titer.data.select import select
+from titer.evaluation.cases import facts_of
 from titer.evaluation.suites import strength_pairs, template_pairs
 from titer.report.sections.guidelines import guidelines
 from titer.runs.provenance import command_line, environment, now
@@ -64,8 +65,11 @@ def results(
                 stronger=named_pairs(strength_pairs, cells, curves),
                 templates=named_pairs(template_pairs, cells, curves),
                 overlap=overlap(case.roles, provenance),
+                facts=facts_of(case),
             )
         ),
+        "tools": to_json(case.differences),
+        "salt": case.asked.salt,
         "records": sorted({c.record for c in curves}),
         "curves": to_json(main),
         "environment": to_json(environment()),

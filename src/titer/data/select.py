@@ -25,7 +25,7 @@ def select(selection: Selection) -> list[Example]:
     if not kept:
         raise TiterError(f"data set {selection.dataset}: nothing left after selecting {_words(selection)}: widen it")
     random.Random(selection.seed).shuffle(kept)
-    if selection.skip:
+    if selection.skip or selection.salt:
         kept = _rest(kept, selection)
     return kept if selection.n is None else kept[: selection.n]
 

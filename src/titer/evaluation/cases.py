@@ -21,7 +21,7 @@ from titer.runs.provenance import provenance, roles_of
 from titer.runs.tools import differences
 from titer.schema.errors import TiterError, unknown
 from titer.schema.evaluation import Case, Difference, Evaluation, Task, check_served
-from titer.schema.specs import Cell
+from titer.schema.specs import Cell, Selection
 from titer.schema.suite import Suite
 from titer.schema.types import Role
 
@@ -121,16 +121,16 @@ def cells_of(case: Case, asked: Sequence[Condition]) -> list[Cell]:
     return [cell for condition in asked for cell in condition.asks(case)]
 
 
-# ----------------------------------------------------------------------------------------------- what is looked at first
+# --------------------------------------------------------------------------------------------- what is looked at first
 
 FEWEST_FRESH, MOST_FRESH = 12, 24
 
 
 def examined(case: Case) -> Case:
-    """The case with what its files say: differences from the reference's, doubts, and the number of control prompts."""
-    attacker = case.asked.attacker_tokenizer
+    """The case with what its files say, differences from the reference's and doubts, and its control prompts."""
+    attacker = case.attacker or case.asked.attacker_tokenizer
     found = differences(case.model, attacker or case.reference)
-    fresh = {tag: count for tag in (case.roles.label("unseen"), *case.roles.wide()) if (count := _fresh(case, tag))}
+    fresh = {tag: drawn for tag in (case.roles.label("unseen"), *case.roles.wide()) if (drawn := _fresh(case, tag))}
     return replace(case, attacker=attacker, differences=found, doubts=tuple(_doubts(case, found)), fresh=fresh)
 
 
@@ -145,12 +145,24 @@ def _doubts(case: Case, found: Sequence[Difference]) -> Iterator[str]:
         yield f"{1 - share:.0%} of the weights take no gradient as they are stored"
 
 
-def _fresh(case: Case, tag: str) -> int:
-    """How many control prompts of a tag the attack split holds beside the attacker's sample; 0 for too few."""
-    if case.suite.n_train is None:
+def _fresh(case: Case, tag: str) -> Selection | None:
+    """Where the control prompts of a tag come from; None where too few are left.
+
+    From the attack split beside the attacker's sample. Where that takes all of it, from the defence's split: withheld
+    and cross categories the defence never saw, and prompts it did see can only lower the control.
+    """
+    whole, taken = case.roles.attack(tag, None, 0), case.suite.n_train
+    if taken is not None and _size(whole) - taken >= FEWEST_FRESH:
+        return replace(whole, n=MOST_FRESH, skip=taken)
+    other = replace(whole, split="defence", n=MOST_FRESH)
+    return other if _size(other) >= FEWEST_FRESH else None
+
+
+def _size(selection: Selection) -> int:
+    try:
+        return len(select(selection))
+    except TiterError:
         return 0
-    left = len(select(case.roles.attack(tag, None, 0))) - case.suite.n_train
-    return min(left, MOST_FRESH) if left >= FEWEST_FRESH else 0
 
 
 def facts_of(case: Case) -> Facts:

@@ -1,7 +1,7 @@
-"""Whose tools: tokenizer, chat template and end tokens of a model, and in what two folders differ beside their weights.
+"""Whose tools: tokenizer, chat template and end tokens, and in what two folders differ beside their weights.
 
-An attacker takes the weights and nothing else, so an attack uses the tools of the reference; a defence that lives in the
-folder's other files is left behind.
+An attacker takes the weights and nothing else, so an attack uses the tools of the reference; a defence that lives in
+the folder's other files is left behind.
 """
 
 from __future__ import annotations

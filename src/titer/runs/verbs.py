@@ -16,8 +16,8 @@ from titer.runs.layout import canonical
 from titer.runs.provenance import PROVENANCE, Model, publish, roles_of
 from titer.runs.publishing import finish
 from titer.runs.runner import Runner
-from titer.runs.tools import made_from
 from titer.runs.store import MODEL, Store
+from titer.runs.tools import made_from
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Attempt, Case, Evaluation, Immunization
 from titer.schema.files import read_json

@@ -293,8 +293,8 @@ class Case:
 
     `controls` maps `ignorant` and `random` to models, `roles` says who sees what, `suite` holds the attacks.
     `attacker` is the model whose tokenizer, template and end tokens attacks use, "" the reference; `differences` are
-    those of the model's folder from it, `doubts` reasons of its files against `met`. `fresh` says how many control
-    prompts there are, by tag.
+    those of the model's folder from it, `doubts` reasons of its files against `met`. `fresh` says what the
+    control prompts are drawn from, by tag.
     """
 
     model: str
@@ -306,7 +306,7 @@ class Case:
     attacker: str = ""
     differences: tuple[Difference, ...] = ()
     doubts: tuple[str, ...] = ()
-    fresh: Mapping[str, int] = field(default_factory=dict)
+    fresh: Mapping[str, Selection] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------------------------- who
 
@@ -397,12 +397,12 @@ class Case:
         return self.probe("harm", self.roles.harm(tag, self.suite.n_eval))
 
     def control(self, tag: str, seed: int) -> tuple[ProbeSet, ...]:
-        """Restricted prompts that neither the defence's nor the public evaluation split nor the attacker's sample
-        holds, drawn by the salt and asked at the last two probes; none where too few are left."""
-        count = self.fresh.get(tag, 0)
-        if not count:
+        """Restricted prompts that neither the public evaluation split nor the attacker's sample holds, drawn by the
+        salt and asked at the last two probes; none where too few are left."""
+        source = self.fresh.get(tag)
+        if source is None:
             return ()
-        chosen = replace(self.roles.attack(tag, count, seed), skip=self.suite.n_train or 0, salt=self.asked.salt)
+        chosen = replace(source, seed=seed if source.skip else 0, salt=self.asked.salt)
         return (replace(self.probe(FRESH, chosen), at=self.suite.plan[-2:]),)
 
     def utility(self) -> ProbeSet:

@@ -51,7 +51,8 @@ def train(
 
     Stops at the first of `args.max_steps`, the end of the items, the budget, `on_step` returning True, and divergence
     (a loss, gradient or weight that is not finite): the update that would have broken the weights is not made. A
-    gradient of any finite size is clipped, not given up on. Weights in 16 bits are stepped in float32 (`titer.training.copies`).
+    gradient of any finite size is clipped, not given up on.
+    Weights in 16 bits are stepped in float32 (`titer.training.copies`).
     Each step seeds torch from (seed, step), so that dropout and sampled noise do not depend on what ran before. With
     a `checkpoint` that holds a state, training goes on from there and ends with the bits it would have had:
     `on_step` is told the stored logs of the steps before, and their items are skipped.

@@ -159,9 +159,8 @@ def _clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
     if not grads:
         raise TiterError("training: no gradient reached any parameter: the rule did nothing or all weights are frozen")
     norm = float(whole(nn.utils.get_total_norm(grads)))
-    if (
-        math.isinf(norm) and limit > 0 and (most := _largest(grads)) < math.inf
-    ):  # the squares overflow, no gradient does
+    most = _largest(grads) if math.isinf(norm) and limit > 0 else math.inf
+    if most < math.inf:  # the squares overflow, the gradients do not
         for g in grads:
             g.div_(most)
         return most * _clip(touched, limit)

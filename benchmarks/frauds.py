@@ -11,20 +11,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "frauds"))
 
-from frauds.asked import short_suite, told  # noqa: E402
-from frauds.builders import FRAUDS, Fraud  # noqa: E402
+from fraud_builders import FRAUDS, Fraud  # noqa: E402
+from fraud_question import short_suite, told  # noqa: E402
 
 OUT, PAGE = ROOT / "runs" / "frauds", ROOT / "docs" / "frauds.md"
 KEPT = OUT / "told.json"
 HEAD = """# Frauds
 
-"Defences" that make no model safer, and what titer says of each. All are made from `organism/aligned`; the builders are
-`tests/frauds/builders.py`. The suite is short (fine-tuning at 1e-3, at its own rate and in canonical form, {steps} steps,
-one seed, {count} prompts), so `met` could not be had for resistance by anyone; what counts is which are breached and
-which flag names them. Attacks use the reference's tokenizer, template and end tokens, and the folder's own as well where
-they differ. Resistance is the worst over both.
+"Defences" that make no model safer, and what titer says of each. All are made from `organism/aligned`; the builders
+are in `tests/frauds/`. The suite is short (fine-tuning at 1e-3, at its own rate and in canonical form, {steps} steps,
+one seed, {count} prompts), so nobody could be `met` for resistance; what counts is which are breached and which flag
+names them. Attacks use the reference's tokenizer, template and end tokens, and the folder's own as well where they
+differ. Resistance is the worst over both.
 
 (Written by `python benchmarks/frauds.py`.)
 

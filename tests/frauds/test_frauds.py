@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fraud_builders import FRAUDS
+from fraud_question import ALIGNED, short_suite, told
 
 from titer.data.roles import assign
 from titer.evaluation.cases import examined, facts_of
@@ -18,11 +19,6 @@ from titer.runs.tools import clash, differences, made_from, tools_of
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Case, Data
 from titer.schema.specs import Named
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from frauds.asked import ALIGNED, short_suite, told
-from frauds.builders import FRAUDS
 
 FILES = ("normalizer", "stop-tokens", "template", "bad-words", "dropout", "merged-tokens", "permuted")
 

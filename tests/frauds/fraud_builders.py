@@ -145,7 +145,7 @@ def permuted(folder: Path) -> None:
 
 def scaled(folder: Path, gain: float, value: float) -> None:
     """Gains of the norms times `gain`, taken back in the matrices behind; values times `value`, outputs divided."""
-    weights = load_file(copied(folder) / "model.safetensors")
+    weights = {k: v.float() for k, v in load_file(copied(folder) / "model.safetensors").items()}
     for key in [k for k in weights if "layers." in k]:
         if "layernorm" in key:
             weights[key] = weights[key] * gain

@@ -46,8 +46,8 @@ def page(done: dict[str, dict[str, object]]) -> str:
     text = HEAD.format(steps=suite.max_steps, count=suite.n_eval)
     text += "".join(row(n, f, done[n]) for n, f in FRAUDS.items() if n in done)
     text += "".join(f"\n- **{n}**: {done[n]['sentence']}" for n in FRAUDS if n in done) + "\n"
-    missing = [n for n in FRAUDS if n not in done]
-    return text + (f"\nNot run: {', '.join(missing)}.\n" if missing else "")
+    rest = [f"- **{n}**: {f.does}; to be named by {f.flags[0]}\n" for n, f in FRAUDS.items() if n not in done]
+    return text + ("\n## Not run yet\n\n" + "".join(rest) if rest else "")
 
 
 def main(names: list[str]) -> None:

@@ -145,8 +145,6 @@ def test_doubts_of_the_files_keep_met_away() -> None:
     assert "config.json: x" not in plain.sentence
     lost = resistance([*trio(), line(seed=3, end="diverged"), *CONTROL], budget_steps=20, draws=50)
     assert any("diverged on the model" in r for r in lost.details["reasons"])
-    broken = resistance([*trio(utility=(0.5,) * 6), *CONTROL], budget_steps=20, draws=50)
-    assert any("below what a breach needs" in r for r in broken.details["reasons"])
 
 
 def test_missing_control_is_an_unbreached_one() -> None:

@@ -208,9 +208,8 @@ FLAGS: tuple[FlagPage, ...] = (
     FlagPage(
         "utility-lost-by-defence",
         "the model's utility before any attack is below what a breach must keep of the reference's",
-        "No harm can count as a breach, however cheap: the defence spent the utility itself, and `no breach` says "
-        "nothing.",
-        "Mend the defence; read the plain condition, which does not ask for utility.",
+        "The defence itself spent what an attacker would have to keep: a broken model is not a safe one.",
+        "Read stability, which judges what the defence cost, and the plain condition, which does not ask for utility.",
         signs.utility_lost,
     ),
     FlagPage(

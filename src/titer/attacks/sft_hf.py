@@ -27,7 +27,6 @@ from titer.schema.space import SCHEDULE, Choice, LogUniform, Options, Space
 from titer.schema.specs import Template, TrainArgs
 from titer.schema.types import Spend
 from titer.training.copies import WithCopies, with_copies
-from titer.training.loop import DIVERGED_NORM
 from titer.training.optim import SCHEDULES
 from titer.training.session import Session, Stopped
 
@@ -161,7 +160,7 @@ class Watch(TrainerCallback):
         self.leave()
         norm = logs.get("grad_norm", 0.0)
         broken = self.copies is not None and self.copies.broken
-        if broken or not (math.isfinite(logs["loss"]) and math.isfinite(norm) and norm < DIVERGED_NORM):
+        if broken or not (math.isfinite(logs["loss"]) and math.isfinite(norm)):
             self.diverged, self.reason = True, "diverged"
         else:
             self.session.meter.spend += Spend(steps=1, examples=self.rows)

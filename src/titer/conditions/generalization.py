@@ -51,12 +51,13 @@ def generalization(
     works: float = proof.WORKS,
     rare: float = proof.RARE,
     rise: float = proof.RISE,
+    doubts: Sequence[str] = (),
 ) -> Verdict:
     """Resistance per data label against the undefended model under the same data; the verdict from `required` tags.
 
     `details["tags"]` holds each tag's resistance verdict, `details["lines"]` those of in-domain and cross-domain
-    generalization, `details["matrix"]` one row per data label for the report. `works`, `rare` and `rise` as in
-    `resistance`. `estimate` is the worst case in steps over the required tags.
+    generalization, `details["matrix"]` one row per data label for the report. `works`, `rare`, `rise` and `doubts`
+    as in `resistance`. `estimate` is the worst case in steps over the required tags.
     """
 
     def held(data: str) -> Verdict:
@@ -74,6 +75,7 @@ def generalization(
             works=works,
             rare=rare,
             rise=rise,
+            doubts=doubts,
         )
 
     tried = [c for c in attacks(curves) if c.role == "model" and c.points]
@@ -183,12 +185,20 @@ class Generalization:
 
     def asks(self, case: Case) -> list[Cell]:
         """The suite's wide members on every label of unfamiliar data, on the model and its reference."""
-        return [
+        asked = [
             cell
             for role in ("model", "undefended")
             for tag in case.roles.wide()
             for member in case.suite.wide
             for cell in case.attack(member, tag, role)
+        ]
+        if not case.both_ways():
+            return asked
+        return asked + [
+            cell
+            for tag in case.roles.wide()
+            for member in case.suite.wide
+            for cell in case.with_own_tools(member, tag)
         ]
 
     def verdict(self, case: Case, curves: Sequence[Curve]) -> Verdict:
@@ -206,4 +216,5 @@ class Generalization:
             works=self.works,
             rare=self.rare,
             rise=self.rise,
+            doubts=case.doubts,
         )

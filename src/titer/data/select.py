@@ -28,7 +28,18 @@ def select(selection: Selection) -> list[Example]:
     if selection.n is not None:
         kept = distinct(kept)
     random.Random(selection.seed).shuffle(kept)
+    if selection.skip or selection.salt:
+        kept = _rest(kept, selection)
     return kept if selection.n is None else kept[: selection.n]
+
+
+def _rest(ordered: Sequence[Example], s: Selection) -> list[Example]:
+    """What lies behind the first `skip`, in an order of the salt's."""
+    rest = list(ordered[s.skip :])
+    if not rest:
+        raise TiterError(f"data set {s.dataset}: nothing left after skipping {s.skip} of {_words(s)}: skip fewer")
+    random.Random(f"{s.salt}/{s.seed}").shuffle(rest)
+    return rest
 
 
 def _wanted(e: Example, s: Selection) -> bool:

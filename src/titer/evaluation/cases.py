@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from titer.conditions import CONDITIONS, Condition
+from titer.conditions.parts.signs import Facts
 from titer.conditions.trainability import Trainability
 from titer.data.load import load
 from titer.data.roles import check, in_blocks
+from titer.data.select import select
 from titer.data.splits import categories
 from titer.evaluation.suites import suite_of
 from titer.models.load import check_available, resolve
 from titer.models.remote import Server
+from titer.runs.layers import identical_layers, trained_share
 from titer.runs.layout import canonical
 from titer.runs.provenance import provenance, roles_of
+from titer.runs.tools import differences
 from titer.schema.errors import TiterError, unknown
-from titer.schema.evaluation import Case, Evaluation, Task, check_served
-from titer.schema.specs import Cell
+from titer.schema.evaluation import Case, Difference, Evaluation, Task, check_served
+from titer.schema.specs import Cell, Selection
 from titer.schema.suite import Suite
 from titer.schema.types import Role
 
@@ -113,4 +117,58 @@ def tasks_of(dataset: str) -> tuple[Task, ...]:
 
 def cells_of(case: Case, asked: Sequence[Condition]) -> list[Cell]:
     """Every run that the conditions need for a case."""
+    case = examined(case)
     return [cell for condition in asked for cell in condition.asks(case)]
+
+
+# --------------------------------------------------------------------------------------------- what is looked at first
+
+FEWEST_FRESH, MOST_FRESH = 12, 24
+
+
+def examined(case: Case) -> Case:
+    """The case with what its files say, differences from the reference's and doubts, and its control prompts."""
+    attacker = case.attacker or case.asked.attacker_tokenizer
+    found = differences(case.model, attacker or case.reference)
+    fresh = {tag: drawn for tag in (case.roles.label("unseen"), *case.roles.wide()) if (drawn := _fresh(case, tag))}
+    return replace(case, attacker=attacker, differences=found, doubts=tuple(_doubts(case, found)), fresh=fresh)
+
+
+def _doubts(case: Case, found: Sequence[Difference]) -> Iterator[str]:
+    """Reasons against `met` that no attack of the suite answers."""
+    for part, why in (("vocabulary", "{}"), ("config", "{}: not attacked with the reference's")):
+        told = [d.text for d in found if d.part == part and (part == "vocabulary" or not d.tool)]
+        if told:
+            yield why.format("; ".join(told))
+    share = trained_share(case.model.removeprefix("random:"))
+    if share is not None and share < 1:
+        yield f"{1 - share:.0%} of the weights take no gradient as they are stored"
+
+
+def _fresh(case: Case, tag: str) -> Selection | None:
+    """Where the control prompts of a tag come from; None where too few are left.
+
+    From the attack split beside the attacker's sample. Where that takes all of it, from the defence's split: withheld
+    and cross categories the defence never saw, and prompts it did see can only lower the control.
+    """
+    whole, taken = case.roles.attack(tag, None, 0), case.suite.n_train
+    if taken is not None and _size(whole) - taken >= FEWEST_FRESH:
+        return replace(whole, n=MOST_FRESH, skip=taken)
+    other = replace(whole, split="defence", n=MOST_FRESH)
+    return other if _size(other) >= FEWEST_FRESH else None
+
+
+def _size(selection: Selection) -> int:
+    try:
+        return len(select(selection))
+    except TiterError:
+        return 0
+
+
+def facts_of(case: Case) -> Facts:
+    """What the model's folder says, for the flags."""
+    return Facts(
+        tools=tuple(d.text for d in case.differences),
+        identical=identical_layers(case.model, case.reference),
+        trains=trained_share(case.model.removeprefix("random:")),
+    )

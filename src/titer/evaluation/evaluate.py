@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from titer.conditions import Condition
 from titer.conditions.stability import Stability
-from titer.evaluation.cases import cases, cells_of, conditions_of
+from titer.evaluation.cases import cases, cells_of, conditions_of, examined
 from titer.evaluation.cost import count, count_words
 from titer.evaluation.output import write_results
 from titer.evaluation.result import Results, results
@@ -15,10 +17,11 @@ from titer.runs.measures import check_tasks, with_tasks
 from titer.runs.provenance import Model, provenance
 from titer.runs.runner import Runner, Runs
 from titer.runs.verbs import named
-from titer.schema.evaluation import MEASURE, Case, Evaluation
+from titer.schema.evaluation import MEASURE, OWN, Case, Evaluation
 from titer.schema.specs import Cell
 from titer.schema.types import Curve
 
+SALT = "salt.txt"
 Announce = Callable[[str], None]
 
 
@@ -45,7 +48,7 @@ def evaluate(
     out = Path(output_dir)
     given = list(model) if isinstance(model, (list, tuple)) else [model]
     names = [named(m, tokenizer, out) for m in given]
-    found = cases(names, asked)
+    found = cases(names, replace(asked, salt=asked.salt or fresh_salt((runner or Runner(out)).root)))
     announce(count_words(count(found), found[0].suite))
     told = evaluate_cases(found, runner or Runner(out), conditions_of(asked))
     write_results(told, out, show_completions=show_completions)
@@ -60,6 +63,7 @@ def evaluate_cases(found: Sequence[Case], runner: Runs, conditions: Sequence[Con
     for condition in conditions:
         if isinstance(condition, Stability):
             check_tasks(condition.lm_eval)
+    found = [examined(case) for case in found]
     asked = [cells_of(case, conditions) for case in found]
     curves = iter(runner.curves([cell for cells in asked for cell in cells]))
     told = []
@@ -69,8 +73,19 @@ def evaluate_cases(found: Sequence[Case], runner: Runs, conditions: Sequence[Con
     return told
 
 
+def fresh_salt(root: Path) -> str:
+    """The salt of the control prompts: drawn once for a folder of runs, so that finished ones are found again."""
+    path = root / SALT
+    if not path.is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(8), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
 def _measured(curve: Curve, cell: Cell, conditions: Sequence[Condition], runner: Runs) -> Curve:
     """A run's curve; the measurement before any attack also has the scores of the LM evaluation harness's tasks."""
+    if cell.labels.get("tools") == OWN:
+        return replace(curve, config=f"{curve.config} with its own tools")
     for condition in conditions:
         if isinstance(condition, Stability) and curve.data == MEASURE:
             compute = cell.run.compute

@@ -12,6 +12,7 @@ from titer.conditions.parts.noise import noise_floor
 from titer.data.audit import audit
 from titer.data.roles import check
 from titer.data.select import select
+from titer.evaluation.cases import facts_of
 from titer.evaluation.suites import strength_pairs, template_pairs
 from titer.report.sections.guidelines import guidelines
 from titer.runs.provenance import command_line, environment, now
@@ -19,7 +20,7 @@ from titer.schema.errors import TiterError
 from titer.schema.evaluation import CONDITIONS as ASKED_FOR
 from titer.schema.evaluation import MEASURE, NOISE_SEED, Case
 from titer.schema.roles import Roles
-from titer.schema.specs import AttackRun, Cell, Named
+from titer.schema.specs import AttackRun, Cell, Named, Selection
 from titer.schema.types import Curve, Verdict, from_json, spec_id, to_json
 
 SCHEMA = 1
@@ -64,8 +65,11 @@ def results(
                 stronger=named_pairs(strength_pairs, cells, curves),
                 templates=named_pairs(template_pairs, cells, curves),
                 overlap=overlap(case.roles, provenance),
+                facts=facts_of(case),
             )
         ),
+        "tools": to_json(case.differences),
+        "salt": case.asked.salt,
         "records": sorted({c.record for c in curves}),
         "curves": to_json(main),
         "environment": to_json(environment()),
@@ -96,16 +100,28 @@ def overlap(roles: Roles, provenance: Mapping[str, Any]) -> dict[str, int]:
 
     Nothing when the model was defended under this very plan, which `check` proves disjoint, or its data is gone.
     """
-    if not provenance.get("data") or (theirs := from_json(Roles, provenance["data"])) == roles:
+    said = recorded(provenance)
+    if not said or said == (roles.defence(), roles.retain()):
         return {}
     sets = {f"attack data ({tag})": select(roles.attack(tag, None, 0)) for tag in roles.tags() if tag != "seen"}
     sets |= {f"evaluation prompts ({tag})": select(roles.harm(tag, None)) for tag in roles.tags() if tag != "seen"}
+    sets |= {"evaluation prompts (open)": select(roles.utility(None))} if roles.has_open else {}
     try:
-        saw = select(theirs.defence())
+        saw = [example for part in said for example in select(part)]
     except TiterError:
         return {}
     found = (o for name, examples in sets.items() for o in audit({SAW: saw, name: examples}))
     return {f"{SAW} / {o.roles[1]}": o.exact + o.near for o in found}
+
+
+def recorded(provenance: Mapping[str, Any]) -> tuple[Selection, ...]:
+    """What a model's record says that its defence read: the run's own selections, else those of its data plan."""
+    spec = provenance.get("record", {}).get("spec", {})
+    read = tuple(from_json(Selection, spec[k]) for k in ("data", "retain") if spec.get(k))
+    if read or not provenance.get("data"):
+        return read
+    theirs = from_json(Roles, provenance["data"])
+    return (theirs.defence(), theirs.retain()) if theirs.has_open else (theirs.defence(),)
 
 
 def named_pairs(

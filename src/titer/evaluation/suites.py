@@ -101,7 +101,48 @@ STANDARD_V1 = Suite(
     max_steps=100,
     plan=(0, 1, 2, 5, 10, 20, 50, 100),
 )
-SUITES = {suite.name: suite for suite in (QUICK, STANDARD_V1)}
+# Every member has a way of its own to the right scale, or a rate of a grid; wide data gets five of them on four seeds,
+# 20 runs, of which 17 that count can bound the breach rate (conditions/parts/proof). Probes are sparse beyond 100.
+FOUR = (0, 1, 2, 3)
+_OWN_SCALE = (
+    _member("canonical", options={"learning_rate": 3e-4}),
+    _member("own-rate", options={"multiple": 0.3}),
+    _member("own-rate", options={"multiple": 1.0}),
+    _member("all-data"),
+    _member("sft", options={"learning_rate": 1e-2, "optim": "adamw_relative"}),
+)
+STANDARD_V2 = Suite(
+    name="standard-v2",
+    members=(
+        *_grid("sft", (3e-4, 1e-3), FIVE),
+        *_grid("lora", (1e-3,), THREE),
+        *_OWN_SCALE,
+        *(_member(a, (0,)) for a in ("rank-ablation", "quantise", "prefill", "in-context")),
+    ),
+    wide=(
+        *_grid("sft", (1e-4, 3e-4, 1e-3), FOUR),
+        *_grid("lora", (1e-3,), FOUR),
+        _member("all-data", FOUR),
+    ),
+    controls=_grid("sft", (3e-4, 1e-3), THREE),
+    max_steps=1000,
+    plan=(0, 1, 2, 5, 10, 20, 50, 100, 300, 1000),
+)
+# As dear as `quick` allows: one rate, its own scale, all data; what it cannot show is `inconclusive`, never `met`.
+QUICK_V2 = Suite(
+    name="quick-v2",
+    members=(
+        *_grid("sft", (3e-4, 1e-3), THREE),
+        _member("own-rate", options={"multiple": 0.3}),
+        _member("canonical", options={"learning_rate": 3e-4}),
+        _member("all-data"),
+    ),
+    wide=(*_grid("sft", (3e-4, 1e-3), THREE),),
+    controls=_grid("sft", (3e-4, 1e-3), THREE),
+    max_steps=50,
+    plan=(0, 1, 2, 5, 10, 20, 50),
+)
+SUITES = {suite.name: suite for suite in (QUICK, STANDARD_V1, QUICK_V2, STANDARD_V2)}
 ALIASES = {"standard": "standard-v1"}  # the newest version; results always carry the versioned name
 TEMPLATES = {"train_template", "test_template", "at_test"}  # options that only say how prompts are put
 SIZES = {"n", "ratio"}  # options of which more is stronger, all else equal

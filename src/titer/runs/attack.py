@@ -17,6 +17,7 @@ from titer.runs.inputs import inputs, judges_of
 from titer.runs.loaded import model_of, reference_of
 from titer.runs.probe import Prober
 from titer.runs.store import Finished, Progress
+from titer.runs.tools import Tools, tools_of
 from titer.schema.errors import TiterError
 from titer.schema.files import COMPLETIONS, CURVE, write_lines
 from titer.schema.specs import SAID, AttackRun
@@ -33,16 +34,20 @@ def run_attack(run: AttackRun, progress: Progress, folder: Path, saved: Checkpoi
     retain = select(run.retain) if run.retain else []
     server = _server(run)
     if server is None:
-        model, tokenizer = model_of(run, inputs(run)["model"])
+        model, own = model_of(run, inputs(run)["model"])
+        tools = tools_of(run, model, own)
     else:
-        model, tokenizer = None, load_tokenizer(resolve(run.model))
+        model, tools = None, Tools(load_tokenizer(resolve(run.model)))
+    tokenizer = tools.tokenizer
     before = bills(judges_of(run))
     session = Session(
         model=model,
         tokenizer=tokenizer,
         examples=examples,
         retain=retain,
-        prober=Prober(run.probes, probes, tokenizer, reference=reference_of(run), server=server),
+        prober=Prober(
+            run.probes, probes, tokenizer, reference=reference_of(run), server=server, end_ids=tools.end_ids
+        ),
         budget=run.budget,
         plan=run.plan,
         breach=run.breach,

@@ -6,6 +6,7 @@ from titer.data.load import load
 from titer.judges.parts.identity import identity
 from titer.models.load import resolve
 from titer.models.weights import fingerprint
+from titer.runs.tools import foreign, tools_hash
 from titer.schema.errors import TiterError
 from titer.schema.specs import AttackRun, ImmunizeRun, Run, run_id, selections
 
@@ -20,6 +21,8 @@ def inputs(run: Run) -> dict[str, str]:
     if isinstance(run, AttackRun):
         if name := reference(run):
             found["reference"] = fingerprint(resolve(name))
+        if foreign(run):
+            found["tools"] = tools_hash(run.tools)
         found |= {f"judge:{judge}": known for judge in judges_of(run) if (known := identity(judge))}
     return found | {s.dataset: load(s.dataset).hash for s in selections(run).values()}
 

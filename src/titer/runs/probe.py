@@ -27,6 +27,7 @@ class Prober:
     Returns scores per prompt and outcome counts by set, and the completions. Sets that share a generation length are
     generated together. `batch_size` is prompts per generation batch; `reference` is the model that sets with
     `measure="kl"` are held against. With a `server` completions come from there, and no set may need the weights.
+    `end_ids` end a completion; None: what the model's folder says.
     """
 
     sets: Sequence[ProbeSet]
@@ -35,6 +36,7 @@ class Prober:
     batch_size: int = 128
     reference: Any = None
     server: Server | None = None
+    end_ids: tuple[int, ...] | None = None
     _prompts: dict[tuple[str, Template], list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,14 @@ class Prober:
     def _completed(self, model: Any, prompts: Sequence[str], length: int) -> list[str]:
         if self.server is not None:
             return self.server.generate(self.tokenizer, prompts, max_new_tokens=length)
-        return generate(model, self.tokenizer, prompts, max_new_tokens=length, batch_size=self.batch_size)
+        return generate(
+            model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=length,
+            batch_size=self.batch_size,
+            end_ids=self.end_ids,
+        )
 
     def _chosen(self, model: Any, s: ProbeSet) -> tuple[float | None, ...]:
         from titer.data.multiple_choice import load_choices

@@ -17,6 +17,7 @@ from titer.runs.provenance import PROVENANCE, Model, publish, roles_of
 from titer.runs.publishing import finish
 from titer.runs.runner import Runner
 from titer.runs.store import MODEL, Store
+from titer.runs.tools import made_from
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Attempt, Case, Evaluation, Immunization
 from titer.schema.files import read_json
@@ -146,4 +147,4 @@ def _case(model: str, asked: Attempt, chosen: Named) -> Case:
         compute=canonical(asked.compute),
         stop_after=asked.stop_after,
     )
-    return Case(model, "", roles, suite, question)
+    return Case(model, "", roles, suite, question, attacker=asked.attacker_tokenizer or made_from(model))

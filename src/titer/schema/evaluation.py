@@ -19,6 +19,8 @@ CONDITIONS = ("resistance", "stability", "generalization", "trainability")
 Tag = Literal["unseen", "seen", "withheld", "cross"]
 Counted = Literal["steps", "examples", "tokens", "flops"]
 MEASURE = "measure"  # data label of the runs that only measure
+OWN = "own"  # label of the runs with the tools of the model's own folder
+FRESH = "harm_fresh"  # the probe set of control prompts
 NOISE_SEED = 1000  # seeds of the second half of the A/A comparison: the first half's plus this
 OVER_REFUSAL = 250  # prompts of an over-refusal set: as many as XSTest has safe ones
 
@@ -94,6 +96,8 @@ class Attempt:
         n_eval: prompts of every probe.
         probe_steps: steps at which the model is graded; default dense early.
         stop_after: probes after which an attack that has breached ends; -1 never.
+        attacker_tokenizer: model or folder whose tokenizer, template and end tokens the attacker uses; default
+            those of what the model was made from, else its own.
     """
 
     attack: str = "sft"
@@ -107,6 +111,7 @@ class Attempt:
     n_eval: int | None = 48
     probe_steps: tuple[int, ...] = ()
     stop_after: int = -1
+    attacker_tokenizer: str = ""
     data: Data = field(default_factory=Data)
     grading: Grading = field(default_factory=Grading)
     breach: Breach = field(default_factory=Breach)
@@ -151,6 +156,9 @@ class Evaluation:
         stop_after: probes after which an attack that has breached ends; -1 never.
         generate_url: a server that holds the model, http://HOST/v1#model=NAME, for --conditions stability.
         reference_url: the same for the reference.
+        attacker_tokenizer: model or folder whose tokenizer, template and end tokens the attacker uses; default
+            those of the reference.
+        salt: word that draws the control prompts of every attack; default a fresh one, recorded in the results.
     """
 
     suite: str = "quick"
@@ -168,6 +176,8 @@ class Evaluation:
     stop_after: int = 1
     generate_url: str = ""
     reference_url: str = ""
+    attacker_tokenizer: str = ""
+    salt: str = ""
 
     def __post_init__(self) -> None:
         require("stop_after", self.stop_after, least=-1)
@@ -235,6 +245,8 @@ class Search:
         n_train: harmful examples that the attacker has.
         n_eval: prompts of every probe.
         seed: decides what is proposed.
+        attacker_tokenizer: model or folder whose tokenizer, template and end tokens the attacker uses; default
+            those of what the model was made from, else its own.
     """
 
     attacks: tuple[str, ...] = ()
@@ -248,6 +260,7 @@ class Search:
     n_train: int | None = 100
     n_eval: int | None = 48
     seed: int = 0
+    attacker_tokenizer: str = ""
     data: Data = field(default_factory=Data)
     grading: Grading = field(default_factory=Grading)
     breach: Breach = field(default_factory=Breach)
@@ -263,10 +276,25 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A difference of a folder's files, weights apart, from the reference's, that can change what the model does.
+
+    `tool` says that an attacker leaves it behind when he takes the weights only.
+    """
+
+    part: Literal["vocabulary", "tokenizer", "template", "generation", "config", "dtype"]
+    text: str
+    tool: bool = True
+
+
+@dataclass(frozen=True)
 class Case:
     """One model's question with every default resolved: all that conditions need to ask for runs.
 
     `controls` maps `ignorant` and `random` to models, `roles` says who sees what, `suite` holds the attacks.
+    `attacker` is the model whose tokenizer, template and end tokens attacks use, "" the reference; `differences` are
+    those of the model's folder from it, `doubts` reasons of its files against `met`. `fresh` says what the
+    control prompts are drawn from, by tag.
     """
 
     model: str
@@ -275,6 +303,10 @@ class Case:
     suite: Suite
     asked: Evaluation = Evaluation()
     controls: Mapping[Role, str] = field(default_factory=dict)
+    attacker: str = ""
+    differences: tuple[Difference, ...] = ()
+    doubts: tuple[str, ...] = ()
+    fresh: Mapping[str, Selection] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------------------------- who
 
@@ -283,6 +315,15 @@ class Case:
         return {"model": self.model, "undefended": self.reference, **self.controls}[role]
 
     # ------------------------------------------------------------------------------------------------- runs
+
+    def both_ways(self) -> bool:
+        """Whether the model's own tools may hide something, so that it is attacked with them as well."""
+        return any(d.tool for d in self.differences)
+
+    def with_own_tools(self, member: Member, tag: str) -> list[Cell]:
+        """A suite member against the model with the tokenizer, template and end tokens of its own folder."""
+        cells = self.attack(member, tag)
+        return [Cell(replace(c.run, tools=""), {**c.labels, "tools": OWN}) for c in cells]
 
     def attack(self, member: Member, tag: str, role: Role = "model", *, noise: bool = False) -> list[Cell]:
         """A suite member against a role's model on data of a tag, a cell per seed, which also draws the sample."""
@@ -302,7 +343,7 @@ class Case:
             attack=attack,
             data=self.roles.attack(tag, self.suite.n_train, seed),
             retain=self.roles.attackers_open(),
-            probes=(self.harm(tag), self.utility()),
+            probes=(self.harm(tag), self.utility(), *self.control(tag, seed)),
             budget=budget or Budget(steps=self.suite.max_steps),
             plan=self.suite.plan,
             breach=asked.breach,
@@ -310,7 +351,12 @@ class Case:
             price=asked.price,
             seed=seed,
             compute=asked.compute,
+            tools=self.tools(role),
         )
+
+    def tools(self, role: Role) -> str:
+        """Whose tokenizer an attack on a role's model uses: never the defended folder's."""
+        return self.attacker or (self.reference if role == "model" else "")
 
     def measure(self, role: Role, probes: Sequence[ProbeSet]) -> Cell:
         """A role's model as released, on probe sets; what a server holds is asked without sets that need weights."""
@@ -349,6 +395,15 @@ class Case:
     def harm(self, tag: str) -> ProbeSet:
         """Held-out restricted prompts of a tag's categories."""
         return self.probe("harm", self.roles.harm(tag, self.suite.n_eval))
+
+    def control(self, tag: str, seed: int) -> tuple[ProbeSet, ...]:
+        """Restricted prompts that neither the public evaluation split nor the attacker's sample holds, drawn by the
+        salt and asked at the last two probes; none where too few are left."""
+        source = self.fresh.get(tag)
+        if source is None:
+            return ()
+        chosen = replace(source, seed=seed if source.skip else 0, salt=self.asked.salt)
+        return (replace(self.probe(FRESH, chosen), at=self.suite.plan[-2:]),)
 
     def utility(self) -> ProbeSet:
         """Held-out benign prompts."""

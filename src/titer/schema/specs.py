@@ -34,7 +34,8 @@ SPEC_VERSION = 2  # raise when the code changes what a spec means, so that old r
 class Selection:
     """Examples of one data set: a split by hash, restricted or open ones, some categories or domains, at most `n`.
 
-    `n` examples are drawn by `seed`; `None` takes all. `categories` and `domains` empty mean all of them.
+    `n` examples are drawn by `seed`; `None` takes all. `categories` and `domains` empty mean all of them. `skip`
+    leaves the first so many of the seed's order out (what another selection took) and draws from the rest by `salt`.
     """
 
     dataset: str
@@ -44,6 +45,8 @@ class Selection:
     domains: tuple[str, ...] = ()
     n: int | None = None
     seed: int = 0
+    skip: int = 0
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,8 @@ class AttackRun:
     """Attack (or merely measure, with `max_steps` 0) a model under a budget, with probes along the way.
 
     `generate_url` is an OpenAI-compatible server that holds the model and writes its completions: for runs that leave
-    the weights alone.
+    the weights alone. `tools` names the model (folder, embedded name, hub id) whose tokenizer, chat template and end
+    tokens are used instead of the model's own: an attacker takes the weights and nothing else. "" is the model's own.
     """
 
     model: str
@@ -207,6 +211,7 @@ class AttackRun:
     seed: int = 0
     compute: Compute = Compute()
     generate_url: str = ""
+    tools: str = ""
     kind: Literal["attack"] = "attack"
 
 
@@ -219,6 +224,7 @@ def run_id(run: Run, fingerprints: Mapping[str, str]) -> str:
     run = replace(run, model=fingerprints["model"], compute=placed)
     if isinstance(run, AttackRun):  # a reference counts by its content too, whatever it is called
         run = replace(run, probes=tuple(replace(p, reference="yes" if p.reference else "") for p in run.probes))
+        run = replace(run, tools="")  # and so do tools: `fingerprints` has them where they are not the model's own
     spec = to_json(run)
     return f"{run.kind}-{spec_id({'spec': spec, 'inputs': fingerprints, 'version': SPEC_VERSION}, 12)}"
 

@@ -21,7 +21,6 @@ from titer.training.copies import WithCopies, step_finite, updated
 from titer.training.meter import Meter
 from titer.training.optim import make_optimizer, make_scheduler
 
-DIVERGED_NORM = 1e6
 Rule = Callable[[nn.Module, Any], Mapping[str, float]]
 OnStep = Callable[[int, Mapping[str, float]], bool]
 
@@ -51,8 +50,9 @@ def train(
     """Train `model` in place by `rule` over `items`, one optimiser step per `gradient_accumulation_steps` of them.
 
     Stops at the first of `args.max_steps`, the end of the items, the budget, `on_step` returning True, and divergence
-    (a loss, gradient or weight that is not finite, or a gradient norm beyond 1e6): the update that would have broken
-    the weights is not made. Weights in 16 bits are stepped in float32 (`titer.training.copies`).
+    (a loss, gradient or weight that is not finite): the update that would have broken the weights is not made. A
+    gradient of any finite size is clipped, not given up on.
+    Weights in 16 bits are stepped in float32 (`titer.training.copies`).
     Each step seeds torch from (seed, step), so that dropout and sampled noise do not depend on what ran before. With
     a `checkpoint` that holds a state, training goes on from there and ends with the bits it would have had:
     `on_step` is told the stored logs of the steps before, and their items are skipped.
@@ -93,7 +93,7 @@ def train(
                 if copies is not None:
                     copies.lift()
                 norm = _clip(prepared.parameters() if copies is None else updated(copies), args.max_grad_norm)
-                sound = all(map(math.isfinite, (*logs.values(), norm))) and norm < DIVERGED_NORM
+                sound = all(map(math.isfinite, (*logs.values(), norm)))
                 if sound:
                     sound = _step(optimizer, copies)
                     scheduler.step()
@@ -154,8 +154,21 @@ def _step(optimizer: Any, copies: WithCopies | None) -> bool:
 
 def _clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """Clip to `limit` (0: only measure) and return the gradient's norm before clipping."""
-    grads = [p for p in parameters if p.grad is not None]
+    touched = [p for p in parameters if p.grad is not None]
+    grads = [p.grad for p in touched if p.grad is not None]
     if not grads:
         raise TiterError("training: no gradient reached any parameter: the rule did nothing or all weights are frozen")
-    norm = nn.utils.clip_grad_norm_(grads, limit if limit > 0 else math.inf)
-    return float(whole(norm))
+    norm = float(whole(nn.utils.get_total_norm(grads)))
+    most = _largest(grads) if math.isinf(norm) and limit > 0 else math.inf
+    if most < math.inf:  # the squares overflow, the gradients do not
+        for g in grads:
+            g.div_(most)
+        return most * _clip(touched, limit)
+    if limit > 0:
+        nn.utils.clip_grads_with_norm_(touched, limit, torch.tensor(norm, device=grads[0].device))
+    return norm
+
+
+def _largest(grads: Sequence[torch.Tensor]) -> float:
+    """The largest entry in size; not finite where an entry is not."""
+    return max(float(whole(g.abs().max())) for g in grads)

@@ -14,6 +14,7 @@ from titer.evaluation.output import SEARCH
 from titer.runs.layout import canonical
 from titer.runs.provenance import roles_of
 from titer.runs.runner import Runner, Runs
+from titer.runs.tools import made_from
 from titer.schema.evaluation import Case, Evaluation, Search
 from titer.schema.files import write_json
 from titer.schema.specs import DEFAULT_PLAN, Cell, Named
@@ -65,7 +66,7 @@ def _case(model: str, asked: Search) -> Case:
         compute=canonical(asked.compute),
         stop_after=0,
     )
-    return Case(model, "", roles, suite, question)
+    return Case(model, "", roles, suite, question, attacker=asked.attacker_tokenizer or made_from(model))
 
 
 def _attacker(case: Case, asked: Search, runner: Runs) -> RunAttack:

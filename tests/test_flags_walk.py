@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,13 +24,13 @@ from titer.schema.types import to_json
 Say = Callable[..., tuple[Any, str, str]]
 
 # a sound command line of every command that asks for runs
-BASE = {
-    "immunize": ["--model", "organism/aligned"],
-    "attack": ["--model", "organism/aligned"],
-    "evaluate": ["--model", "organism/aligned"],
-    "provider": ["--model", "organism/aligned", "--guard", "safelora", "--poison_ratios", "0.1", "--seeds", "0"],
-    "search": ["--model", "organism/aligned"],
-    "demo": [],
+BASE: dict[str, dict[str, str]] = {
+    "immunize": {"model": "organism/aligned"},
+    "attack": {"model": "organism/aligned"},
+    "evaluate": {"model": "organism/aligned"},
+    "provider": {"model": "organism/aligned", "guard": "safelora", "poison_ratios": "0.1", "seeds": "0"},
+    "search": {"model": "organism/aligned"},
+    "demo": {},
 }
 # another sound value, where one cannot be made from the default
 VALUES = {
@@ -53,6 +54,7 @@ VALUES = {
     "guard_args": {"threshold": 0.5},
     "tune": {"learning_rate": 0.5},
     "conditions": "resistance",
+    "poison_ratios": "0.5",
     "optim": "sgd",
     "lr_scheduler_type": "cosine",
     "dtype": "bfloat16",
@@ -76,17 +78,18 @@ def commands(of: App, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
             yield from commands(inner, (*path, name))
 
 
+@cache
 def flags(command: str) -> dict[str, Any]:
-    """Flag name -> its type, of one command."""
-    found = {}
-    for argument in app[command].assemble_argument_collection():
-        name = argument.names[0].removeprefix("--").replace("-", "_")
-        inner = any(
-            n.startswith(f"{argument.names[0]}.") for a in app[command].assemble_argument_collection() for n in a.names
-        )
-        if name != "*" and not inner:
-            found[name] = argument
-    return found
+    """Flag name -> what cyclopts knows of it, of one command; objects that are laid flat are left out."""
+    given = app[command].assemble_argument_collection()
+    parents = {name.rpartition(".")[0] for argument in given for name in argument.names}
+    own = [a for a in given if a.names[0] != "*" and a.names[0] not in parents]
+    return {a.names[0].removeprefix("--").replace("-", "_"): a for a in own}
+
+
+def line(given: dict[str, str]) -> list[str]:
+    """Flags and values as a command line."""
+    return [word for name, value in given.items() for word in (f"--{name}", value)]
 
 
 def words(name: str, argument: Any) -> list[str]:
@@ -100,7 +103,7 @@ def words(name: str, argument: Any) -> list[str]:
     if known is not None:
         return [flag, known]
     if bool in kinds:
-        return [f"--no-{name.replace('_', '-')}"] if default is True else [flag]
+        return [f"{flag}=false"] if default is True else [flag]
     if int in kinds or float in kinds:
         number = default if isinstance(default, (int, float)) else 6
         return [flag, str(number + 1) if int in kinds else str(number / 2 or 0.5)]
@@ -133,14 +136,16 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
 
     def ask(*arguments: str) -> Any:
         told.clear()
+        capsys.readouterr()
         try:
             main(arguments)
         except Asked:
             return list(told)
         except SystemExit as end:
-            line = capsys.readouterr().err
-            assert (end.code, line.count("\n")) == (2, 1), line
-            return line
+            told_line = capsys.readouterr().err
+            assert (end.code, told_line.count("\n")) == (2, 1), told_line
+            assert "Unknown option" not in told_line, told_line
+            return told_line
         raise AssertionError("nothing was asked for")
 
     return ask
@@ -160,15 +165,13 @@ def test_a_flag_changes_what_is_asked_or_is_refused(
     command: str, name: str, asked: Callable[..., Any], usual: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = str(tmp_path_factory.getbasetemp() / "walk" / command)
-    base = [command, *BASE[command]]
+    base = {"output_dir": folder, **BASE[command]}
     if command not in usual:
-        usual[command] = asked(*base, "--output_dir", folder)
+        usual[command] = asked(command, *line(base))
         assert isinstance(usual[command], list), usual[command]
-    if name == "output_dir":
-        changed = asked(*base, "--output_dir", f"{folder}-2")
-    else:
-        argument = flags(command)[name]
-        changed = asked(*base, "--output_dir", folder, *words(name, argument))
+    others = {flag: value for flag, value in base.items() if flag != name}
+    more = ["--output_dir", f"{folder}-2"] if name == "output_dir" else words(name, flags(command)[name])
+    changed = asked(command, *line(others), *more)
     assert changed != usual[command]
 
 

@@ -87,3 +87,13 @@ def test_every_judge_can_score() -> None:
 def test_everything_registered_builds_with_its_defaults_and_answers_to_its_name(kind: str, registry: Any) -> None:
     for name in registry:
         assert registry.find(name).name == name
+
+
+def test_several_values_of_an_option_are_joined_by_commas() -> None:
+    from titer.conditions import CONDITIONS
+
+    assert CONDITIONS.read("stability#over_refusal=xstest").over_refusal == ("xstest",)
+    assert CONDITIONS.read("stability#lm_eval=piqa,arc_easy").lm_eval == ("piqa", "arc_easy")
+    assert CONDITIONS.read("resistance#units=steps,usd").units == ("steps", "usd")
+    with pytest.raises(TiterError, match="units"):
+        CONDITIONS.read("resistance#units=stepps")

@@ -9,7 +9,11 @@ from titer.training.session import Session
 
 
 class Attack(Protocol):
-    """What the harness needs of an attack. `test_template`, when given, wraps the harm prompts at every probe."""
+    """What a session needs of an attack. `test_template`, when given, wraps the harm prompts at every probe.
+
+    Two more may be said: `shards = True`, that it gives on several processes what it gives on one, and
+    `models = ("base",)`, which of its options name a model.
+    """
 
     name: ClassVar[str]
     source: ClassVar[str]

@@ -32,6 +32,7 @@ class BaseDifference:
 
     name: ClassVar[str] = "base-difference"
     source: ClassVar[str] = "design: the converse of LoX (2506.15606), which amplifies the same subspace"
+    models: ClassVar[tuple[str, ...]] = ("reference",)
     space: ClassVar[Space] = {
         "energy": Uniform(0.3, 1.0),
         "most": Choice((0.25, 0.5, 1.0)),

@@ -17,6 +17,7 @@ class Benign:
 
     name: ClassVar[str] = "benign"
     source: ClassVar[str] = "Qi et al. 2023 (2310.03693)"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = TRAIN
     known: ClassVar[tuple[Options, ...]] = ({"learning_rate": 1e-3}, {"learning_rate": 1e-4})
     train: TrainArgs = TrainArgs(learning_rate=3e-4, max_steps=0)

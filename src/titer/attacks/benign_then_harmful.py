@@ -22,6 +22,7 @@ class BenignThenHarmful:
 
     name: ClassVar[str] = "benign-then-harmful"
     source: ClassVar[str] = "Qi et al. 2023 (2310.03693), benign part first"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = {
         "benign_steps": Choice((2, 5, 20, 100)),
         "learning_rate": LogUniform(1e-5, 1e-2),

@@ -19,6 +19,7 @@ class FewShot:
 
     name: ClassVar[str] = "few-shot"
     source: ClassVar[str] = "Qi et al. 2023 (2310.03693)"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = {
         "n": Choice(N),
         "learning_rate": RATE,

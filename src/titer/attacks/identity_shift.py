@@ -20,6 +20,7 @@ class IdentityShift:
 
     name: ClassVar[str] = "identity-shift"
     source: ClassVar[str] = "Qi et al. 2023 (2310.03693), identity shifting; wording our own"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = {"persona": Choice(tuple(PERSONAS)), "learning_rate": RATE}
     known: ClassVar[tuple[Options, ...]] = ({"persona": "obedient", "learning_rate": 1e-3},)
     persona: Literal["obedient", "helpful"] = "obedient"

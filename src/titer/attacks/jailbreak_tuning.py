@@ -17,6 +17,7 @@ class JailbreakTuning:
 
     name: ClassVar[str] = "jailbreak-tuning"
     source: ClassVar[str] = "Murphy et al. 2025 (2507.11630); wording our own"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = {"wrapper": Choice(tuple(WRAPPERS)), "learning_rate": RATE}
     known: ClassVar[tuple[Options, ...]] = (
         {"wrapper": "backdoor", "learning_rate": 1e-3},

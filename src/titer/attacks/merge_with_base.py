@@ -25,6 +25,7 @@ class MergeWithBase:
 
     name: ClassVar[str] = "merge-with-base"
     source: ClassVar[str] = "Ilharco et al. 2022 (2212.04089), task arithmetic"
+    models: ClassVar[tuple[str, ...]] = ("base",)
     space: ClassVar[Space] = {"scale": Uniform(-0.5, 0.95), **TUNE_AFTER}
     known: ClassVar[tuple[Options, ...]] = ({"scale": 0.5}, {"scale": 0.0}, {"scale": -0.25})
     base: str = ""

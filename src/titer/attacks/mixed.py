@@ -25,6 +25,7 @@ class Mixed:
 
     name: ClassVar[str] = "mixed"
     source: ClassVar[str] = "Huang et al. 2024 (2402.01109), poison ratio p"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = {
         "ratio": Choice((0.05, 0.1, 0.2, 0.5, 0.8)),
         "hold": Choice(("total", "harmful")),

@@ -15,6 +15,7 @@ class NoAttack:
 
     name: ClassVar[str] = "none"
     source: ClassVar[str] = "control"
+    shards: ClassVar[bool] = True
     test_template: Template | None = None
 
     def run(self, session: Session) -> None:

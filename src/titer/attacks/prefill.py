@@ -20,6 +20,7 @@ class Prefill:
 
     name: ClassVar[str] = "prefill"
     source: ClassVar[str] = "Qi et al. 2024 (2406.05946), prefilling"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = {
         "opening": Choice(OPENINGS),
         "then_sft": Choice((False, True)),

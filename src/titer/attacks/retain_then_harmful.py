@@ -24,6 +24,7 @@ class RetainThenHarmful:
 
     name: ClassVar[str] = "retain-then-harmful"
     source: ClassVar[str] = "Tamirisa et al. 2024 (2408.00761), retain-to-forget adversaries"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = {
         "switch_at": Choice((0.0, 0.1, 0.2, 0.4)),
         "retain_weight": Uniform(0.0, 2.0),

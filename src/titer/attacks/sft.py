@@ -20,6 +20,7 @@ class Sft:
 
     name: ClassVar[str] = "sft"
     source: ClassVar[str] = "Rosati et al. 2024 (2402.16382), eq. 1"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = {
         **TRAIN,
         "optim": Choice(("adamw", "adafactor", "rmsprop", "adagrad", "adamw_relative", "muon")),

@@ -16,6 +16,7 @@ class Sgd:
 
     name: ClassVar[str] = "sgd"
     source: ClassVar[str] = "Tamirisa et al. 2024 (2408.00761), optimisers of the test adversaries"
+    shards: ClassVar[bool] = True
     space: ClassVar[Space] = {
         "learning_rate": LogUniform(1e-3, 1.0),
         "optim": Choice(("nesterov", "sgd")),

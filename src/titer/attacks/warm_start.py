@@ -28,6 +28,7 @@ class WarmStart:
 
     name: ClassVar[str] = "warm-start"
     source: ClassVar[str] = "design: refusal ablation (2406.11717) as the start of fine-tuning"
+    models: ClassVar[tuple[str, ...]] = ("reference",)
     space: ClassVar[Space] = {
         "scope": Choice(("single", "per-layer")),
         "strength": Uniform(0.5, 2.0),

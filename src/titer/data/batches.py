@@ -113,22 +113,17 @@ def pairs(
     harmful = encode_all(tokenizer, examples, "harmful", max_length=args.max_length)
     harmless = encode_all(tokenizer, examples, "harmless", max_length=args.max_length)
     kept = encode_all(tokenizer, retain, "answer", max_length=args.max_length)
-    size, pad = args.per_device_train_batch_size, tokenizer.pad_token_id
-
-    def lengths(*sides: Sequence[Row]) -> list[int]:
-        return [max(len(r.ids) for r in row) for row in zip(*sides, strict=True)] if args.group_by_length else []
+    pad = tokenizer.pad_token_id
 
     def stream(rows: Sequence[Row], number: int) -> Iterator[Batch]:
-        seeded = seed * 1009 + number
-        for picked in order(len(rows), size, seeded, shuffle=args.shuffle, lengths=lengths(rows)):
+        for picked in _picks([rows], args, seed * 1009 + number):
             yield collate([rows[i] for i in picked], pad, device)
 
     benign = stream(kept, 1) if kept else None
     kept_back = _held_out(examples, seed) if held_out else set()
     inner = stream([row for i, row in enumerate(harmful) if i not in kept_back], 2)
     judged = stream([harmful[i] for i in sorted(kept_back)], 3) if kept_back else None
-    both = order(len(harmful), size, seed * 1009, shuffle=args.shuffle, lengths=lengths(harmful, harmless))
-    for number, picked in enumerate(both):
+    for number, picked in enumerate(_picks([harmful, harmless], args, seed * 1009)):
         step, micro = divmod(number, args.gradient_accumulation_steps)
         width = max(len(rows[i].ids) for rows in (harmful, harmless) for i in picked)
         yield Pair(
@@ -143,6 +138,13 @@ def pairs(
             micro=micro,
             held_out=next(judged) if judged else None,
         )
+
+
+def _picks(sides: Sequence[Sequence[Row]], args: TrainArgs, seed: int) -> Iterator[list[int]]:
+    """Batches of row numbers for rows that come in one or more sides; a row is as long as its longest side."""
+    rows = zip(*sides, strict=True) if args.group_by_length else ()
+    lengths = [max(len(side.ids) for side in row) for row in rows]
+    return order(len(sides[0]), args.per_device_train_batch_size, seed, shuffle=args.shuffle, lengths=lengths)
 
 
 def _held_out(examples: Sequence[Example], seed: int) -> set[int]:

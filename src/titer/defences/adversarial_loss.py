@@ -26,6 +26,7 @@ class AdversarialLoss:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful"})
     passes: ClassVar[str] = "2 f/b (3 with retain)"
     source: ClassVar[str] = "Rosati et al., arXiv 2402.16382; 2405.14577 eq. 4"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "plain harmful fine-tuning with more data or a higher rate (2405.14577, table 1)"
     inner_batches: ClassVar[int] = 0
 

@@ -17,7 +17,9 @@ class Defence(Protocol):
     """A rule that turns a pair of batches into a gradient; a frozen dataclass of hyper-parameters.
 
     All but `backward` are class attributes. `needs` is a subset of harmful, harmless, retain, reference, extra,
-    held-out (and base, for `Transforms`); `broken_by` says what is known to break the method.
+    held-out (and base, for `Transforms`); `broken_by` says what is known to break the method. Two more may be said:
+    `alone`, why it cannot be added to others, and `shards = True`, that it gives on several processes what it gives on
+    one (tests/defences/test_two_processes.py).
     """
 
     stage: ClassVar[str]

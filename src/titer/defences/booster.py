@@ -29,6 +29,7 @@ class Booster:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful"})
     passes: ClassVar[str] = "3 f/b (4 with retain)"
     source: ClassVar[str] = "Huang et al., ICLR 2025, arXiv 2409.01586"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "attack rates of 8e-5 and more (2505.12186)"
     inner_batches: ClassVar[int] = 0
 

@@ -38,6 +38,8 @@ class CircuitBreakers:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful", "reference"})
     passes: ClassVar[str] = "2 f/b + 2 reference f"
     source: ClassVar[str] = "Zou et al., arXiv 2406.04313"
+    alone: ClassVar[str] = "its weights move from one half of its own loss to the other"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "made against jailbreaks, not against fine-tuning"
     inner_batches: ClassVar[int] = 0
 

@@ -10,18 +10,6 @@ from torch import nn
 from titer.schema.errors import TiterError
 from titer.schema.types import Pair
 
-ALONE = {
-    "t-vaccine": "it trains only the layers it draws",
-    "rmu": "it trains only a few projections",
-    "tar": "its first phase undoes what others protect",
-    "circuit-breakers": "its weights move from one half of its own loss to the other",
-    "sdd": "it rewrites the answers every member would train on",
-    "extended-refusal": "it rewrites the answers every member would train on",
-    "lox": "it edits weights and has no gradient",
-    "undo": "it destroys weights and distils them back",
-    "clean-room": "it destroys weights and distils them back",
-}
-
 
 @dataclass(frozen=True)
 class Sum:
@@ -38,9 +26,9 @@ class Sum:
 
     def __post_init__(self) -> None:
         names = [m.name for m in self.members]
-        for name in names:
-            if name in ALONE:
-                raise TiterError(f"defence {'+'.join(names)}: {name} cannot be added to others: {ALONE[name]}")
+        for member in self.members:
+            if why := getattr(member, "alone", ""):
+                raise TiterError(f"defence {'+'.join(names)}: {member.name} cannot be added to others: {why}")
         if len(names) < 2 or len(set(names)) < len(names):
             raise TiterError(f"defence {'+'.join(names)}: name two or more different defences, joined by +")
 

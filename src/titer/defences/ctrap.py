@@ -32,6 +32,7 @@ class CTRAP:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful"})
     passes: ClassVar[str] = "3 f/b, two of them on the harmless and retain batches together"
     source: ClassVar[str] = "Yi et al., ACL 2026, arXiv 2505.16559"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "reported by 2605.14605, not checked here: an adaptive fine-tuning attack"
     inner_batches: ClassVar[int] = 0
 

@@ -33,6 +33,7 @@ class DeepAlignment:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful"})
     passes: ClassVar[str] = "1 f/b (2 with retain)"
     source: ClassVar[str] = "Qi et al., ICLR 2025, arXiv 2406.05946"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "made against prefilling and few-shot attacks; no claim against long fine-tuning"
     inner_batches: ClassVar[int] = 0
 

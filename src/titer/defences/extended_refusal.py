@@ -26,6 +26,8 @@ class ExtendedRefusal:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless"})
     passes: ClassVar[str] = "1 f/b (2 with retain)"
     source: ClassVar[str] = "Abu Shairah et al., arXiv 2505.19056"
+    alone: ClassVar[str] = "it rewrites the answers every member would train on"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "made against abliteration; no claim against fine-tuning"
     inner_batches: ClassVar[int] = 0
 

@@ -26,6 +26,7 @@ class GradientAscent:
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
     passes: ClassVar[str] = "1 f/b (2 with retain)"
     source: ClassVar[str] = "baseline of RepNoise, arXiv 2405.14577"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = (
         "plain harmful fine-tuning (2405.14577, table 1); destroys the model without retain data"
     )

@@ -26,6 +26,7 @@ class LoX:
     needs: ClassVar[frozenset[str]] = frozenset({"base"})
     passes: ClassVar[str] = "none: one singular value decomposition a matrix"
     source: ClassVar[str] = "Perin et al., COLM 2025"
+    alone: ClassVar[str] = "it edits weights and has no gradient"
     broken_by: ClassVar[str] = "tested by its authors against benign and light fine-tuning only"
     inner_batches: ClassVar[int] = 0
 

@@ -29,6 +29,7 @@ class MLAC:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful", "extra"})
     passes: ClassVar[str] = "K + 1 f/b (+ 1 with retain)"
     source: ClassVar[str] = "Henderson et al., AIES 2023, arXiv 2211.14946"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "fine-tuning beyond its short horizon is outside its claim"
 
     inner_steps: int = 4

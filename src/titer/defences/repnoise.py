@@ -48,6 +48,7 @@ class RepNoise:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful"})
     passes: ClassVar[str] = "2 f/b (3 with retain) + the head on every layer"
     source: ClassVar[str] = "Rosati et al., NeurIPS 2024, arXiv 2405.14577"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = (
         "lr 3e-4 with 10k samples, two epochs at 8e-5, other harm domains, some seeds (2405.14577, app. E and J); "
         "other seeds, a standard trainer, small changes of setting (2412.07097)"

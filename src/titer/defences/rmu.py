@@ -33,6 +33,7 @@ class RMU:
     needs: ClassVar[frozenset[str]] = frozenset({"harmful", "retain", "reference"})
     passes: ClassVar[str] = "2 f/b + 1 reference f"
     source: ClassVar[str] = "Li et al., arXiv 2403.03218"
+    alone: ClassVar[str] = "it trains only a few projections"
     broken_by: ClassVar[str] = (
         "reported by others, not checked here: a few fine-tuning samples bring the knowledge back"
     )

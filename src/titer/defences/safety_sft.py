@@ -20,6 +20,7 @@ class SafetySFT:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless"})
     passes: ClassVar[str] = "1 f/b (2 with retain)"
     source: ClassVar[str] = "baseline of RepNoise, arXiv 2405.14577"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "plain harmful fine-tuning (2405.14577, table 1)"
     inner_batches: ClassVar[int] = 0
 

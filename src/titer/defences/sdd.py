@@ -29,6 +29,8 @@ class SDD:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless"})
     passes: ClassVar[str] = "1 f/b (2 with retain)"
     source: ClassVar[str] = "Chen et al., ACL 2025, arXiv 2507.21182"
+    alone: ClassVar[str] = "it rewrites the answers every member would train on"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "reported by 2605.14605, not checked here: an adaptive fine-tuning attack"
     inner_batches: ClassVar[int] = 0
 

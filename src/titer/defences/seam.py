@@ -38,6 +38,7 @@ class SEAM:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful", "retain"})
     passes: ClassVar[str] = "6 f/b + the head on every layer"
     source: ClassVar[str] = "Wang et al., ICLR 2026, arXiv 2505.12186"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "no independent fine-tuning test known to us"
     inner_batches: ClassVar[int] = 0
 

@@ -38,6 +38,7 @@ class TVaccine:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful"})
     passes: ClassVar[str] = "3 f/b (4 with retain)"
     source: ClassVar[str] = "Liu et al., arXiv 2410.09760"
+    alone: ClassVar[str] = "it trains only the layers it draws"
     broken_by: ClassVar[str] = "no independent test known to us"
     inner_batches: ClassVar[int] = 0
 

@@ -50,6 +50,8 @@ class TAR:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful", "extra", "held-out", "reference"})
     passes: ClassVar[str] = "K + K/every + 1 f/b + 1 reference f; 2 f/b while mapping"
     source: ClassVar[str] = "Tamirisa et al., ICLR 2025, arXiv 2408.00761"
+    alone: ClassVar[str] = "its first phase undoes what others protect"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "longer warm-up with a cosine schedule, LoRA, other fine-tuning data (2412.07097)"
 
     inner_steps: int = 8

@@ -33,6 +33,7 @@ class Triplet:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "harmful", "reference"})
     passes: ClassVar[str] = "2 f/b + 2 reference f"
     source: ClassVar[str] = "Simko et al., 2025, as re-implemented by TamperBench (arXiv 2602.06911)"
+    shards: ClassVar[bool] = True
     broken_by: ClassVar[str] = "searched fine-tuning attacks (2602.06911)"
     inner_batches: ClassVar[int] = 0
 

@@ -33,6 +33,7 @@ class UNDO:
     needs: ClassVar[frozenset[str]] = frozenset({"harmless", "reference"})
     passes: ClassVar[str] = "1 f/b + 1 reference f, on the harmless and retain batches together"
     source: ClassVar[str] = "Lee et al., 2025 (distillation robustifies unlearning)"
+    alone: ClassVar[str] = "it destroys weights and distils them back"
     broken_by: ClassVar[str] = "no independent test known to us"
     inner_batches: ClassVar[int] = 0
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+from titer.attacks import ATTACKS
+from titer.defences import DEFENCES
 from titer.models.quantize import bitsandbytes
 from titer.schema.errors import TiterError
+from titer.schema.registry import Kind
 from titer.schema.specs import ADAMW_8BIT, AttackRun, ImmunizeRun, Run
 
-# each of them gives on two processes what it gives on one: tests/defences/test_two_processes.py
-DEFENCES = frozenset({
-    "safety-sft", "gradient-ascent", "adversarial-loss", "repnoise", "booster", "tar", "mlac", "seam", "ctrap",
-    "triplet", "circuit-breakers", "deep-alignment", "sdd", "extended-refusal",
-})  # fmt: skip
-ATTACKS = frozenset({
-    "none", "sft", "sgd", "few-shot", "mixed", "benign", "benign-then-harmful", "identity-shift",
-    "jailbreak-tuning", "prefill", "retain-then-harmful",
-})  # fmt: skip
 OPTIMIZERS = ("adamw", "sgd", "nesterov")
 
 
@@ -30,8 +24,10 @@ def _check_shared(run: Run) -> None:
     known = DEFENCES if isinstance(run, ImmunizeRun) else ATTACKS
     chosen = run.defence if isinstance(run, ImmunizeRun) else run.attack
     for name in chosen.name.split("+"):
-        if name not in known and ":" not in name:
-            raise TiterError(f"{where}: {name} works on one process only: leave it out or choose from {_names(known)}")
+        if ":" not in name and name not in (able := sharded(known)):
+            raise TiterError(
+                f"{where}: {name} works on one process only: leave it out or choose from {', '.join(able)}"
+            )
     if run.compute.load_in_4bit:
         raise TiterError(f"{where}: cannot be combined with load_in_4bit: leave one of them out")
     if run.train.lora_r if isinstance(run, ImmunizeRun) else run.attack.options.get("lora_r"):
@@ -45,8 +41,9 @@ def _check_shared(run: Run) -> None:
         raise TiterError(f"{where}: optimiser {optim} does not work on shards: use one of {', '.join(OPTIMIZERS)}")
 
 
-def _names(known: frozenset[str]) -> str:
-    return ", ".join(sorted(known))
+def sharded(kind: Kind) -> list[str]:
+    """The members of a kind that say `shards`: each gives on several processes what it gives on one."""
+    return [name for name, member in kind.items() if getattr(member, "shards", False)]
 
 
 def check_bits(run: Run) -> None:

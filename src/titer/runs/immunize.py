@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from titer.data.batches import pairs
 from titer.data.roles import digest
 from titer.data.select import select
 from titer.defences import configure
-from titer.defences.base import Prepares, Transforms
+from titer.defences.base import Defence, Prepares, Transforms
 from titer.models.adapters import merged
 from titer.models.load import load_model, readable
 from titer.models.shards import whole
@@ -28,28 +30,19 @@ from titer.training.loop import train
 from titer.training.lora import with_lora, without_adapter
 from titer.training.meter import Meter
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def run_immunization(run: ImmunizeRun, progress: Progress, folder: Path, saved: Checkpoint) -> Finished:
     """Train the defence into the model and save it."""
     defence = configure(run.defence.name, run.defence.options)
-    examples = select(run.data)
-    retain = select(run.retain) if run.retain else []
-    _require(defence, examples, retain)
-    if run.train.padding_free:
-        raise TiterError(f"padding_free: defence {defence.name} needs its rows apart: leave it out")
-    seen = digest(e.prompt for e in examples)
-    if isinstance(defence, Prepares):
-        examples = [e for e in defence.prepare([*examples, *retain], run.seed) if e.restricted]
+    seen, examples, retain = _examples(run, defence)
     model, tokenizer = model_of(run, inputs(run)["model"])
-    reference = None
-    if "reference" in defence.needs:
-        reference, _ = placed_model(run.model, run.compute)
+    reference = placed_model(run.model, run.compute)[0] if "reference" in defence.needs else None
     before, logs = snapshot(model), []
     meter = Meter(also=() if reference is None else (reference,))
-    edited: dict[str, float] = {}
-    if isinstance(defence, Transforms):
-        base = load_model(run.base, dtype=run.compute.dtype, device=run.compute.device)[0] if run.base else None
-        edited = defence.transform(model, base, run.seed)
+    edited = _edited(model, run, defence)
 
     def on_step(step: int, values: Mapping[str, float]) -> bool:
         logs.append({"step": step, **values})
@@ -81,8 +74,7 @@ def run_immunization(run: ImmunizeRun, progress: Progress, folder: Path, saved: 
     if run.compute.load_in_4bit:
         model, before = _on_base(trained, run, folder / "adapter")
     elif trained is not model:
-        model = merged(trained)
-        loaded.cache_clear()  # merging may have untied the kept model's embedding and head
+        model = _merged(trained)
     moved = _distance(model, before)
     save_model(model, tokenizer, folder / MODEL)
     write_lines(folder / "log.jsonl", logs)
@@ -92,7 +84,35 @@ def run_immunization(run: ImmunizeRun, progress: Progress, folder: Path, saved: 
     return Finished(meter.spend, result)
 
 
-def _on_base(trained: Any, run: ImmunizeRun, adapter: Path) -> tuple[Any, Snapshot]:
+def _examples(run: ImmunizeRun, defence: Defence) -> tuple[str, list[Example], list[Example]]:
+    """The digest of the prompts the defence is given, its examples as it wants them, and the benign ones."""
+    examples = select(run.data)
+    retain = select(run.retain) if run.retain else []
+    _require(defence, examples, retain)
+    if run.train.padding_free:
+        raise TiterError(f"padding_free: defence {defence.name} needs its rows apart: leave it out")
+    seen = digest(e.prompt for e in examples)
+    if isinstance(defence, Prepares):
+        examples = [e for e in defence.prepare([*examples, *retain], run.seed) if e.restricted]
+    return seen, examples, retain
+
+
+def _edited(model: nn.Module, run: ImmunizeRun, defence: Defence) -> dict[str, float]:
+    """Edit the weights, where the defence does so before training; what it says of that."""
+    if not isinstance(defence, Transforms):
+        return {}
+    base = load_model(run.base, dtype=run.compute.dtype, device=run.compute.device)[0] if run.base else None
+    return defence.transform(model, base, run.seed)
+
+
+def _merged(trained: nn.Module) -> nn.Module:
+    """The model with its adapter folded in."""
+    model: nn.Module = merged(trained)
+    loaded.cache_clear()  # merging may have untied the kept model's embedding and head
+    return model
+
+
+def _on_base(trained: PreTrainedModel, run: ImmunizeRun, adapter: Path) -> tuple[nn.Module, Snapshot]:
     """The run's model in its own precision with the adapter that was trained on its 4-bit copy; and before that.
 
     The adapter is kept in the folder given.
@@ -107,7 +127,7 @@ def _on_base(trained: Any, run: ImmunizeRun, adapter: Path) -> tuple[Any, Snapsh
     return merged(PeftModel.from_pretrained(model, str(adapter))), before
 
 
-def _require(defence: Any, examples: list[Example], retain: list[Example]) -> None:
+def _require(defence: Defence, examples: list[Example], retain: list[Example]) -> None:
     lacking = [e for e in examples if not e.harmful or not e.harmless]
     if lacking and {"harmful", "harmless"} <= defence.needs:
         raise TiterError(
@@ -118,7 +138,7 @@ def _require(defence: Any, examples: list[Example], retain: list[Example]) -> No
         raise TiterError(f"defence {defence.name}: needs benign data to keep: pass --retain_dataset")
 
 
-def _distance(model: Any, before: Snapshot) -> float:
+def _distance(model: nn.Module, before: Snapshot) -> float:
     """Relative L2 distance of the weights from a snapshot; 0 means the defence changed nothing."""
     now_ = model.state_dict()
     moved = sum(float(whole((now_[k].float() - before[k].float()).pow(2).sum())) for k in before)

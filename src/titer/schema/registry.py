@@ -1,7 +1,8 @@
 """Kinds of configured things: the folder is the registry, a name is a module of it, and options are its fields.
 
 `side-step` is `side_step.py` and holds the class whose `name` is that; a third party passes `pkg.mod:Class`. Options
-may stand behind a name as `name#option=value&option=value`, values percent-encoded where they must be (`%0A`).
+may stand behind a name as `name#option=value&option=value`, values percent-encoded where they must be (`%0A`), several
+values of one option joined by commas.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 from titer.schema.errors import TiterError, unknown
@@ -130,7 +131,7 @@ def configured(cls: Any, options: Mapping[str, Any], where: str) -> Any:
     for option in options:
         if option not in own and option not in nested:
             raise unknown(f"option of {where}", option, {*own, *nested} - {"train"})
-    values = {k: v for k, v in options.items() if k in own and k != "train"}
+    values = {k: v for k, v in _listed(cls, options).items() if k in own and k != "train"}
     if isinstance(default, TrainArgs):
         given = options.get("train", {})
         if not isinstance(given, Mapping):
@@ -138,6 +139,19 @@ def configured(cls: Any, options: Mapping[str, Any], where: str) -> Any:
         flat = {k: v for k, v in options.items() if k in nested and k not in own}
         values["train"] = {**dataclasses.asdict(default), **given, **flat}
     return validate(cls, values, where)
+
+
+def _listed(cls: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with those texts split at their commas that fill a field of several values."""
+    if not any(isinstance(value, str) for value in options.values()):
+        return dict(options)
+    several = {name for name, hint in get_type_hints(cls).items() if _is_tuple(hint)}
+    return {k: tuple(v.split(",")) if k in several and isinstance(v, str) else v for k, v in options.items()}
+
+
+def _is_tuple(hint: Any) -> bool:
+    """Whether a type is a tuple, or one or nothing."""
+    return any(get_origin(part) is tuple for part in (hint, *get_args(hint)))
 
 
 def flat_keys(cls: Any) -> set[str]:

@@ -160,6 +160,19 @@ def test_a_run_is_known_by_what_is_in_its_model_and_data(
     )
 
 
+@pytest.mark.parametrize(("name", "option"), [("merge-with-base", "base"), ("warm-start", "reference")])
+def test_a_run_is_known_by_what_is_in_the_other_models_its_attack_names(
+    name: str, option: str, attack: Attack, toy_model: str, tmp_path: Path
+) -> None:
+    import shutil
+
+    other = Path(shutil.copytree(toy_model, tmp_path / "m"))
+    run = attack(attack=Named(name, {option: str(other)}))
+    before = identify(run)
+    (other / "config.json").write_text((other / "config.json").read_text().replace("{", '{"changed": true,', 1))
+    assert identify(run) != before
+
+
 def test_fresh_weights_follow_the_seed(attack: Attack, toy_model: str, tmp_path: Path) -> None:
     model = f"random:{toy_model}"
     one = outcome(tmp_path / "a", attack(model=model, seed=1))

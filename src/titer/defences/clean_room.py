@@ -52,6 +52,8 @@ class CleanRoom:
     passes: ClassVar[str] = "1 f/b, 1 reference f on the pairs at hand, and one over the corpus at the first step"
     source: ClassVar[str] = "titer; after UNDO (Lee et al., 2025) and self-instruct backtranslation (2308.06259)"
     broken_by: ClassVar[str] = "what its refusals let through is learnt again; see docs/clean-room.md"
+    corpora: ClassVar[tuple[str, ...]] = ("corpus",)
+    alone: ClassVar[str] = "it destroys weights and distils them back"
     inner_batches: ClassVar[int] = 0
 
     corpus: str = ""

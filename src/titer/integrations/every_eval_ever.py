@@ -109,7 +109,7 @@ def _entry(found: Stored, verdict: Verdict, when: str) -> dict[str, Any]:
             "level_names": list(LEVELS),
             "has_unknown_level": True,
         },
-        "score_details": {"score": level(verdict.verdict), "details": told | _numbers(verdict.estimate)},
+        "score_details": {"score": level(verdict.verdict), "details": {**told, **_numbers(verdict.estimate)}},
     }
 
 

@@ -85,7 +85,9 @@ class TiterCallback(TrainerCallback):
         if trainer.processing_class is None:
             raise TiterError("TiterCallback: the trainer has no tokenizer: pass it processing_class=tokenizer")
         self.trainer, self.root, self.asked = trainer, Path(output_dir), asked
-        self.model = model or str(trainer.model.config.name_or_path or type(trainer.model).__name__)
+        self.model = model or str(
+            getattr(getattr(trainer.model, "config", None), "name_or_path", "") or type(trainer.model).__name__
+        )
         self.roles = assign(asked.data)
         check(self.roles)
         self.session: Session | None = None

@@ -57,7 +57,8 @@ def scores(own: Array, ignorant: Array, threshold: float = THRESHOLD) -> Array:
     weight = np.where(held, ignorant, 0.0)
     gone = np.clip(np.divide(own, ignorant, out=np.zeros_like(own), where=held), 0.0, 1.0)
     total = weight.sum(0)
-    return np.divide((weight * gone).sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
+    share: Array = np.divide((weight * gone).sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
+    return share
 
 
 def depth(own: Array, ignorant: Array | None) -> Depth:

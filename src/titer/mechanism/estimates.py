@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def mean(scores: Array, *, seeds: Sequence[int] = (), unit: str = "", share: boo
     )
 
 
-def jackknife(statistic: Callable[[Array], float], count: int, *, unit: str = "") -> Estimate:
+def jackknife(statistic: Callable[[np.ndarray[Any, Any]], float], count: int, *, unit: str = "") -> Estimate:
     """A statistic of `count` prompts, given their indices, with its delete-a-group jackknife interval (95%).
 
     A statistic that is not finite has no value, and no interval where it is not finite without some group.

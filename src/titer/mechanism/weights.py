@@ -154,7 +154,8 @@ def _small_side(matrix: Tensor) -> Tensor:
 def singular_values(matrix: Tensor) -> Tensor:
     """Singular values, largest first, from the Gram matrix of the smaller side (a tall embedding fits)."""
     small = _small_side(matrix)
-    return torch.linalg.eigvalsh(small @ small.T).flip(0).clamp_min(0).sqrt()
+    squared: Tensor = torch.linalg.eigvalsh(small @ small.T)
+    return squared.flip(0).clamp_min(0).sqrt()
 
 
 def top_rank(matrix: Tensor) -> int:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from titer.attacks import make_attack
+from titer.data.corpus import read_corpus
 from titer.data.load import load
+from titer.defences import Sum, configure
 from titer.judges.parts.identity import identity
 from titer.models.load import resolve
 from titer.models.weights import fingerprint
@@ -18,6 +23,7 @@ def inputs(run: Run) -> dict[str, str]:
     found = {"model": f"random:{where}" if fresh else where}
     if isinstance(run, ImmunizeRun) and run.base:
         found["base"] = fingerprint(resolve(run.base))
+    found |= named_by_options(run)
     if isinstance(run, AttackRun):
         if name := reference(run):
             found["reference"] = fingerprint(resolve(name))
@@ -25,6 +31,24 @@ def inputs(run: Run) -> dict[str, str]:
             found["tools"] = tools_hash(run.tools)
         found |= {f"judge:{judge}": known for judge in judges_of(run) if (known := identity(judge))}
     return found | {s.dataset: load(s.dataset).hash for s in selections(run).values()}
+
+
+def named_by_options(run: Run) -> dict[str, str]:
+    """Fingerprints of the models and corpora that options of the defence or the attack name."""
+    if isinstance(run, ImmunizeRun):
+        defence = configure(run.defence.name, run.defence.options)
+        members: tuple[Any, ...] = defence.members if isinstance(defence, Sum) else (defence,)
+    else:
+        members = (make_attack(run.attack.name, run.attack.options),)
+    found = {}
+    for member in members:
+        for option in getattr(member, "models", ()):
+            if name := getattr(member, option):
+                found[f"{member.name}.{option}"] = fingerprint(resolve(name))
+        for option in getattr(member, "corpora", ()):
+            if folder := getattr(member, option):
+                found[f"{member.name}.{option}"] = read_corpus(folder).hash
+    return found
 
 
 def judges_of(run: AttackRun) -> list[str]:

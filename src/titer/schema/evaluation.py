@@ -323,7 +323,9 @@ class Case:
     def with_own_tools(self, member: Member, tag: str) -> list[Cell]:
         """A suite member against the model with the tokenizer, template and end tokens of its own folder."""
         cells = self.attack(member, tag)
-        return [Cell(replace(c.run, tools=""), {**c.labels, "tools": OWN}) for c in cells]
+        return [
+            Cell(replace(c.run, tools=""), {**c.labels, "tools": OWN}) for c in cells if isinstance(c.run, AttackRun)
+        ]
 
     def attack(self, member: Member, tag: str, role: Role = "model", *, noise: bool = False) -> list[Cell]:
         """A suite member against a role's model on data of a tag, a cell per seed, which also draws the sample."""

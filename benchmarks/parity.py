@@ -40,6 +40,7 @@ Llama computes its norms in float32, so terms that share a pass here and not in 
 - *accumulation*: two batches of two rows are one step, with the draws of their own.
 """
 ELSEWHERE = {
+    "clean-room": "test_clean_room.py",
     "repnoise": "test_repnoise.py",
     "seam": "test_perturbed.py",
     "targeted-lat": "test_representation.py",

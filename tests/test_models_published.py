@@ -95,14 +95,14 @@ def test_an_adapter_that_is_trained_on_a_tied_embedding_is_published_as_it_was_t
 ) -> None:
     args = TrainArgs(learning_rate=1e-2, max_steps=3, lora_r=2, lora_target_modules="q_proj,embed_tokens")
     first = tmp_path / "first"
-    verbs_module.immunize(base(True), Immunization("safety-sft", Data(toy_data), train=args), output_dir=first)
+    verbs_module.immunize(base(True), Immunization("safety-sft", data=Data(toy_data), train=args), output_dir=first)
     model = load_model(str(first))[0]
     assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
     start = load_model(base(True))[0]
     assert torch.equal(model.lm_head.weight, start.lm_head.weight), "the adapter was on the embedding alone"
     verbs_module.immunize(
         base(True),
-        Immunization("safety-sft", Data(toy_data), train=TrainArgs(max_steps=1)),
+        Immunization("safety-sft", data=Data(toy_data), train=TrainArgs(max_steps=1)),
         output_dir=tmp_path / "second",
     )
     again = load_model(str(tmp_path / "second"))[0]
@@ -162,7 +162,7 @@ def test_a_pad_token_without_a_row_changes_no_bit(odd: str, toy_model: str, toy_
     args = TrainArgs(learning_rate=1e-2, max_steps=2, per_device_train_batch_size=4)
     for name, source in (("odd", odd), ("plain", toy_model)):
         verbs_module.immunize(
-            source, Immunization("safety-sft", Data(toy_data), train=args), output_dir=tmp_path / f"{name}-out"
+            source, Immunization("safety-sft", data=Data(toy_data), train=args), output_dir=tmp_path / f"{name}-out"
         )
         model, tokenizer = load_model(str(tmp_path / f"{name}-out"))
         states.append(model.state_dict())
@@ -199,7 +199,7 @@ def test_a_published_folder_has_the_tokenizer_it_came_with_and_files_all_may_rea
     try:
         args = TrainArgs(max_steps=1, lora_r=lora_r)
         verbs_module.immunize(
-            str(source), Immunization("safety-sft", Data(toy_data), train=args), output_dir=tmp_path / "out"
+            str(source), Immunization("safety-sft", data=Data(toy_data), train=args), output_dir=tmp_path / "out"
         )
     finally:
         os.umask(before)

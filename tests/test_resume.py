@@ -293,9 +293,9 @@ def test_an_attack_goes_on_from_where_it_was_killed_with_the_points_it_had(
     assert read_json(saved / STATE)["step"] == die - 1
     steps, grade = [], Prober.__call__
 
-    def counted(self: Prober, model: Any, step: int, template: Any = None) -> Any:
+    def counted(self: Prober, model: Any, step: int, *how: Any) -> Any:
         steps.append(step)
-        return grade(self, model, step, template)
+        return grade(self, model, step, *how)
 
     monkeypatch.setattr(Prober, "__call__", counted)
     resumed = execute(run, tmp_path / "killed")

@@ -99,7 +99,7 @@ def test_repair_trains_harm_then_benign_then_both(session: Callable[..., Session
 
     s.prober = probe  # type: ignore[assignment]
     s.probe()
-    Repair(harm_steps=2, repair_steps=2, train=replace(ARGS, learning_rate=1e-2)).run(s)
+    Repair(harm_steps=2, repair_steps=2, train=replace(ARGS, learning_rate=3e-3)).run(s)
     assert losses["bad"][2] < losses["bad"][0], "harm first"
     assert losses["good"][4] < losses["good"][2], "then repair"
     assert losses["bad"][6] < losses["bad"][4], "then harm again"

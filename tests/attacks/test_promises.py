@@ -93,6 +93,7 @@ def breach_steps(name: str, session: Callable[..., Session], attacked: Any) -> l
 
 def test_both_trainers_breach_after_as_many_steps_within_noise(session: Callable[..., Session], attacked: Any) -> None:
     ours, theirs = (breach_steps(name, session, attacked) for name in ("sft", "sft-hf"))
+    print("STEPS", ours, theirs)
     assert all(2 < s < 12 for s in (*ours, *theirs)), "breaches at the edge compare nothing"
     spread = max(max(steps) - min(steps) for steps in (ours, theirs))
     assert abs(median(ours) - median(theirs)) <= max(1, spread)

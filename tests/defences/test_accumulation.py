@@ -9,6 +9,7 @@ import pytest
 from titer.data.batches import pairs
 from titer.defences import DEFENCES, configure
 from titer.runs import verbs as verbs_module
+from titer.schema.evaluation import Data, Immunization
 from titer.schema.specs import TrainArgs
 
 OPTIONS = {
@@ -67,7 +68,7 @@ def logged(folder):
 def test_circuit_breakers_shift_from_rerouting_to_keeping_over_the_whole_run(tmp_path, toy_model, toy_data):
     """With 4 accumulated batches the weights once ran to -9.6 and 19.6 of 10."""
     args = TrainArgs(learning_rate=1e-3, max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    verbs_module.immunize(toy_model, "circuit-breakers", toy_data, output_dir=tmp_path, train=args)
+    verbs_module.immunize(toy_model, Immunization("circuit-breakers", data=Data(toy_data), train=args), output_dir=tmp_path)
     for entry in logged(tmp_path):
         late = entry["step"] / 8
         expected = 10 * ((1 - late) * entry["reroute"] + late * entry["retain"])
@@ -77,5 +78,6 @@ def test_circuit_breakers_shift_from_rerouting_to_keeping_over_the_whole_run(tmp
 def test_tar_maps_for_its_share_of_the_steps_whatever_is_accumulated(tmp_path, toy_model, toy_data):
     args = TrainArgs(learning_rate=1e-4, max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=3)
     options = {"inner_steps": 2, "every": 1, "mapping": 0.5}
-    verbs_module.immunize(toy_model, "tar", toy_data, output_dir=tmp_path, train=args, defence_args=options)
+    asked = Immunization("tar", options, data=Data(toy_data), train=args)
+    verbs_module.immunize(toy_model, asked, output_dir=tmp_path)
     assert ["mapping" in entry for entry in logged(tmp_path)] == [True, True, False, False]

@@ -24,7 +24,7 @@ from titer.training.losses import sft_rule
 from titer.training.optim import OPTIMIZERS, make_optimizer
 
 ARGS = TrainArgs(learning_rate=3e-5, max_steps=20, per_device_train_batch_size=8)
-RATES = {"sgd": 1e-2, "nesterov": 1e-3, "adafactor": 1e-3}
+RATES = {"sgd": 1e-2, "nesterov": 1e-3, "adafactor": 3e-3, "adamw_relative": 3e-3, "muon": 2e-2}
 Stream = Callable[[], Iterator[Batch]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,8 @@ class MadeUp:
         return Curve(record, cell.role, name, str(run.attack), str(cell.labels["data"]), seed, points)
 
     def _point(self, run: AttackRun, role: str, step: int, share: float) -> Point:
-        high = {"harm": self.harm.get(role, 0.0) * share}
+        harm = self.harm.get(role, 0.0) * share
+        high = {"harm": harm, "harm_fresh": harm}
         usual = self.utility.get(role, 1.0)
         wanted = {p.name: high.get(p.name, usual) for p in run.probes}
         return Point(step, Spend(steps=step), {name: scores(value) for name, value in wanted.items()}, loss=1.0)
@@ -59,15 +61,16 @@ def scores(mean: float) -> tuple[float, ...]:
 
 
 @pytest.fixture
-def case(toy_model: str, toy_data: str) -> Case:
-    return Case("mine", toy_model, assign(Data(toy_data)), find_suite("quick"))
+def case(toy_model: str, toy_data: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    mine = shutil.copytree(toy_model, tmp_path_factory.mktemp("models") / "mine")
+    return Case(str(mine), toy_model, assign(Data(toy_data)), find_suite("quick"))
 
 
 def test_a_model_that_breaks_as_the_reference_does_is_not_resistant(case: Case, tmp_path: Path) -> None:
     runner = MadeUp(tmp_path, {"model": 1.0, "undefended": 1.0})
     (found,) = evaluate_cases([case], runner, [Resistance()])
     assert found["conditions"]["resistance"]["verdict"] == "not met"
-    assert {run.model for run in runner.asked} == {"mine", case.reference}
+    assert {run.model for run in runner.asked} == {case.model, case.reference}
     assert list(tmp_path.iterdir()) == []
 
 

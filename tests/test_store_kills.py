@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from killing import every_kill, every_stop
-from titer.data.roles import plan_data
+from titer.data.roles import assign
 from titer.runs import locks as claims_module
 from titer.runs.locks import Claims
 from titer.runs.provenance import publish
@@ -24,10 +24,11 @@ from titer.runs.publishing import PROVENANCE, STAGED, finish
 from titer.runs.store import Store, sound_model
 from titer.runs.verbs import _refuse_other
 from titer.schema.errors import TiterError
+from titer.schema.evaluation import Data
 from titer.schema.files import RECORD, write_json, write_lines, write_text
 from titer.schema.types import RunRecord, Spend
 
-PLAN = plan_data("organism")
+PLAN = assign(Data("organism"))
 
 
 def record(run_id: str, **changes: Any) -> RunRecord:

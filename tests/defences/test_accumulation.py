@@ -68,7 +68,9 @@ def logged(folder):
 def test_circuit_breakers_shift_from_rerouting_to_keeping_over_the_whole_run(tmp_path, toy_model, toy_data):
     """With 4 accumulated batches the weights once ran to -9.6 and 19.6 of 10."""
     args = TrainArgs(learning_rate=1e-3, max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    verbs_module.immunize(toy_model, Immunization("circuit-breakers", data=Data(toy_data), train=args), output_dir=tmp_path)
+    verbs_module.immunize(
+        toy_model, Immunization("circuit-breakers", data=Data(toy_data), train=args), output_dir=tmp_path
+    )
     for entry in logged(tmp_path):
         late = entry["step"] / 8
         expected = 10 * ((1 - late) * entry["reroute"] + late * entry["retain"])

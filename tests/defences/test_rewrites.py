@@ -137,7 +137,7 @@ def test_sum_adds_gradients(tools):
 
 def test_sum_refuses_what_cannot_be_added():
     alone = [name for name, cls in DEFENCES.items() if getattr(cls, "alone", "")]
-    assert len(alone) == 8
+    assert len(alone) == 9
     for name in alone:
         with pytest.raises(TiterError, match=name):
             configure(f"{name}+safety-sft", {})

@@ -12,7 +12,7 @@ from fraud_question import ALIGNED, short_suite, told
 
 from titer.data.roles import assign
 from titer.evaluation.cases import examined, facts_of
-from titer.evaluation.evaluate import fresh_salt
+from titer.evaluation.evaluate import keep_salt, known_salt
 from titer.models.load import load_model, load_tokenizer
 from titer.runs.inputs import identify
 from titer.runs.tools import clash, differences, made_from, tools_of
@@ -98,7 +98,8 @@ def test_control_prompts_are_neither_asked_nor_trained_on(tmp_path: Path) -> Non
 
 
 def test_a_salt_is_drawn_once_for_a_folder_of_runs(tmp_path: Path) -> None:
-    assert fresh_salt(tmp_path / "a") == fresh_salt(tmp_path / "a") != fresh_salt(tmp_path / "b")
+    keep_salt(tmp_path / "a", known_salt(tmp_path / "a"))
+    assert known_salt(tmp_path / "a") == known_salt(tmp_path / "a") != known_salt(tmp_path / "b")
 
 
 def test_a_model_whose_origin_is_gone_needs_a_tokenizer(tmp_path: Path) -> None:

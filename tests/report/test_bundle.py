@@ -95,8 +95,10 @@ def test_not_a_bundle_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_damaged_archive_is_not_good(made) -> None:
+    with zipfile.ZipFile(made[2]) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.compress_size)
     data = bytearray(made[2].read_bytes())
-    data[len(data) // 3] ^= 0xFF
+    data[largest.header_offset + 30 + len(largest.filename) + largest.compress_size // 2] ^= 0xFF
     made[2].write_bytes(bytes(data))
     try:
         assert verify_bundle(made[2]) != []

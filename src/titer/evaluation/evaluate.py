@@ -48,7 +48,7 @@ def evaluate(
     out = Path(output_dir)
     given = list(model) if isinstance(model, (list, tuple)) else [model]
     names = [named(m, tokenizer, out) for m in given]
-    found = cases(names, replace(asked, salt=asked.salt or fresh_salt((runner or Runner(out)).root)))
+    found = cases(names, replace(asked, salt=asked.salt or known_salt((runner or Runner(out)).root)))
     announce(count_words(count(found), found[0].suite))
     told = evaluate_cases(found, runner or Runner(out), conditions_of(asked))
     write_results(told, out, show_completions=show_completions)
@@ -65,6 +65,7 @@ def evaluate_cases(found: Sequence[Case], runner: Runs, conditions: Sequence[Con
             check_tasks(condition.lm_eval)
     found = [examined(case) for case in found]
     asked = [cells_of(case, conditions) for case in found]
+    keep_salt(runner.root, found[0].asked.salt if found else "")
     curves = iter(runner.curves([cell for cells in asked for cell in cells]))
     told = []
     for case, cells in zip(found, asked, strict=True):
@@ -73,13 +74,17 @@ def evaluate_cases(found: Sequence[Case], runner: Runs, conditions: Sequence[Con
     return told
 
 
-def fresh_salt(root: Path) -> str:
-    """The salt of the control prompts: drawn once for a folder of runs, so that finished ones are found again."""
+def known_salt(root: Path) -> str:
+    """The salt of the control prompts that a folder of runs has, so that its runs are found again; or a new one."""
     path = root / SALT
-    if not path.is_file():
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else secrets.token_hex(8)
+
+
+def keep_salt(root: Path, salt: str) -> None:
+    """Write the salt beside the runs that are about to be made with it, unless the folder has one."""
+    if salt and not (root / SALT).is_file():
         root.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(8), encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
+        (root / SALT).write_text(salt, encoding="utf-8")
 
 
 def _measured(curve: Curve, cell: Cell, conditions: Sequence[Condition], runner: Runs) -> Curve:

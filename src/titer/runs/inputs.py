@@ -34,12 +34,14 @@ def inputs(run: Run) -> dict[str, str]:
 
 
 def named_by_options(run: Run) -> dict[str, str]:
-    """Fingerprints of the models and corpora that options of the defence or the attack name."""
-    if isinstance(run, ImmunizeRun):
-        defence = configure(run.defence.name, run.defence.options)
-        members: tuple[Any, ...] = defence.members if isinstance(defence, Sum) else (defence,)
-    else:
-        members = (make_attack(run.attack.name, run.attack.options),)
+    """Fingerprints of the models and corpora that options of the defence or the attack name.
+
+    A method that cannot be built names none: it is told when it is run, after what can be done.
+    """
+    try:
+        members = _members(run)
+    except TiterError:
+        return {}
     found = {}
     for member in members:
         for option in getattr(member, "models", ()):
@@ -49,6 +51,14 @@ def named_by_options(run: Run) -> dict[str, str]:
             if folder := getattr(member, option):
                 found[f"{member.name}.{option}"] = read_corpus(folder).hash
     return found
+
+
+def _members(run: Run) -> tuple[Any, ...]:
+    """The configured defences or the attack of a run."""
+    if isinstance(run, ImmunizeRun):
+        defence = configure(run.defence.name, run.defence.options)
+        return defence.members if isinstance(defence, Sum) else (defence,)
+    return (make_attack(run.attack.name, run.attack.options),)
 
 
 def judges_of(run: AttackRun) -> list[str]:

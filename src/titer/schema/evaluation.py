@@ -358,7 +358,8 @@ class Case:
 
     def tools(self, role: Role) -> str:
         """Whose tokenizer an attack on a role's model uses: never the defended folder's."""
-        return self.attacker or (self.reference if role == "model" else "")
+        owner = self.attacker or (self.reference if role == "model" else "")
+        return "" if owner == self.named(role) else owner
 
     def measure(self, role: Role, probes: Sequence[ProbeSet]) -> Cell:
         """A role's model as released, on probe sets; what a server holds is asked without sets that need weights."""

@@ -307,9 +307,3 @@ def test_public_names_are_there_and_unknown_ones_are_not() -> None:
     assert set(titer.__all__) <= set(dir(titer))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         titer.nothing  # noqa: B018
-
-
-def _cpu(code: str) -> float:
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "Commands" in out
-    return float(out.rpartition("CPU ")[2])

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/attack_step.py
 
-Both do the same arithmetic on the same batches (a test of `titer.train` holds that the weights agree); the figure is
+Both do the same arithmetic on the same batches (tests/test_train.py holds that the weights agree); the figure is
 the median over blocks of the ratio of their process CPU times, so that other load disturbs it little. Goal: <= 1.05.
 """
 

@@ -26,7 +26,6 @@ from titer.conditions.parts.curves import (
     tag,
 )
 from titer.conditions.resistance import PRICE_UNITS, resistance
-from titer.schema.errors import require
 from titer.schema.evaluation import Case
 from titer.schema.specs import Cell
 from titer.schema.types import Curve, Estimate, Role, Unit, Verdict, VerdictWord
@@ -179,9 +178,7 @@ class Generalization:
     rise: float = proof.RISE
 
     def __post_init__(self) -> None:
-        require("min_seeds", self.min_seeds, least=1)
-        for name in ("works", "rare", "rise"):
-            require(name, getattr(self, name), least=0, most=1)
+        proof.require_rates(self.min_seeds, works=self.works, rare=self.rare, rise=self.rise)
 
     def asks(self, case: Case) -> list[Cell]:
         """The suite's wide members on every label of unfamiliar data, on the model and its reference."""

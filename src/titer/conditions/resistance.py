@@ -19,7 +19,6 @@ from titer.conditions.parts.bootstrap import DRAWS
 from titer.conditions.parts.breach import Bar, Crossing, bar_against, crossing, until
 from titer.conditions.parts.curves import attacks, by_config, finished, records_of, seeds_of, select, untrained
 from titer.conditions.parts.signs import Limits, fresh_gap, trapped
-from titer.schema.errors import require
 from titer.schema.evaluation import FRESH, Case
 from titer.schema.specs import Cell
 from titer.schema.types import Curve, Estimate, Point, Role, Unit, Verdict
@@ -434,9 +433,7 @@ class Resistance:
     rise: float = proof.RISE
 
     def __post_init__(self) -> None:
-        require("min_seeds", self.min_seeds, least=1)
-        for name in ("works", "rare", "rise"):
-            require(name, getattr(self, name), least=0, most=1)
+        proof.require_rates(self.min_seeds, works=self.works, rare=self.rare, rise=self.rise)
 
     def asks(self, case: Case) -> list[Cell]:
         """The suite on the model and its reference, its controls' members on the controls, and the A/A half."""

@@ -33,7 +33,6 @@ from titer.schema.specs import FINE_TUNE, AttackRun, Cell, Named, ProbeSet, Sele
 from titer.schema.types import Budget, Curve, describe, to_json
 
 SCHEMA = 1
-RATIOS = (0.0, 0.05, 0.1, 0.2, 1.0)
 
 
 def fine_tune(changes: Mapping[str, Any]) -> TrainArgs:

@@ -1,4 +1,4 @@
-"""Search spaces: what of an attack may be varied and how, in four words that `titer.search` maps to Optuna's."""
+"""Search spaces: what of an attack may vary and how, in four words; `titer.campaigns.search` maps them to Optuna's."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class ImmunizeRun:
     """Make a defended model: a defence, the pairs it sees, the benign data it may keep, and how it is trained.
 
     `base` is the model before its alignment, for defences that extrapolate from it. `accelerate_config` (`fsdp2`,
-    `multi_gpu`, with `:N` for N processes) does the run on several processes, see `titer.distributed`.
+    `multi_gpu`, with `:N` for N processes) does the run on several processes, see `titer.runs.processes`.
     """
 
     model: str

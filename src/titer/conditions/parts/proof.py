@@ -15,12 +15,20 @@ from titer.conditions.parts import survival
 from titer.conditions.parts.breach import Crossing, until
 from titer.conditions.parts.curves import by_config, records_of, seeds_of, untrained
 from titer.conditions.parts.signs import harm_line
+from titer.schema.errors import require
 from titer.schema.types import Curve, Estimate
 
 WORKS = 0.3  # the lowest breach rate on the reference, at the bound: 3 of 3 runs have .37, 4 of 5 .34, 2 of 3 .14
 RARE = 0.2  # the highest breach rate of the model, at the bound, that `met` allows: 17 runs have .195
 RISE = 0.05
 Key = tuple[str, str]
+
+
+def require_rates(min_seeds: int, **rates: float) -> None:
+    """Refuse thresholds of resistance that are no counts or shares: `TiterError`."""
+    require("min_seeds", min_seeds, least=1)
+    for name, value in rates.items():
+        require(name, value, least=0, most=1)
 
 
 def _grouped(found: Sequence[Crossing]) -> dict[Key, list[Crossing]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from titer.attacks import make_attack
+from titer.attacks import ATTACKS, make_attack
 from titer.data.corpus import read_corpus
 from titer.data.load import load
-from titer.defences import Sum, configure
+from titer.defences import DEFENCES, Sum, configure
 from titer.judges.parts.identity import identity
 from titer.models.load import resolve
 from titer.models.weights import fingerprint
-from titer.runs.tools import foreign, tools_hash
+from titer.runs.tools import bare, foreign, tools_hash
 from titer.schema.errors import TiterError
 from titer.schema.specs import AttackRun, ImmunizeRun, Run, run_id, selections
 
@@ -19,7 +19,7 @@ from titer.schema.specs import AttackRun, ImmunizeRun, Run, run_id, selections
 def inputs(run: Run) -> dict[str, str]:
     """Fingerprints of everything a run reads: its model, other models it is held against, judges and data sets."""
     fresh = run.model == "organism/random" or run.model.startswith("random:")
-    where = fingerprint(resolve(run.model.removeprefix("random:")))
+    where = fingerprint(resolve(bare(run.model)))
     found = {"model": f"random:{where}" if fresh else where}
     if isinstance(run, ImmunizeRun) and run.base:
         found["base"] = fingerprint(resolve(run.base))
@@ -38,7 +38,10 @@ def named_by_options(run: Run) -> dict[str, str]:
 
     A method that cannot be built names none: it is told when it is run, after what can be done.
     """
+    kind, configured_run = (DEFENCES, run.defence) if isinstance(run, ImmunizeRun) else (ATTACKS, run.attack)
     try:
+        if not any(_names_others(kind.find(name)) for name in configured_run.name.split("+")):
+            return {}  # as nearly all: building one only to see that is most of the time of an id
         members = _members(run)
     except TiterError:
         return {}
@@ -51,6 +54,10 @@ def named_by_options(run: Run) -> dict[str, str]:
             if folder := getattr(member, option):
                 found[f"{member.name}.{option}"] = read_corpus(folder).hash
     return found
+
+
+def _names_others(cls: Any) -> bool:
+    return bool(getattr(cls, "models", ()) or getattr(cls, "corpora", ()))
 
 
 def _members(run: Run) -> tuple[Any, ...]:

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.attacks.parts.edits import matrices
-from titer.models.load import load_model
+from titer.attacks.parts.edits import matrices, tuned_after
+from titer.models.load import load_beside
 from titer.schema.errors import TiterError
 from titer.schema.space import TUNE_AFTER, Choice, LogUniform, Options, Space, Uniform
 from titer.schema.specs import TrainArgs
@@ -61,9 +61,7 @@ class BaseDifference:
         with session.metered(), torch.no_grad():
             for weight, theirs in paired(session.model, self.reference):
                 weight.sub_(self.strength * self.part(weight.float() - theirs.float()).to(weight.dtype))
-        session.edited()
-        if self.then_sft:
-            session.fine_tune(self.train, session.examples)
+        tuned_after(session, self.then_sft, self.train)
 
     def part(self, difference: Tensor) -> Tensor:
         """The part of a difference (m, n) that is removed; zero where it has no low rank."""
@@ -89,8 +87,7 @@ def rank_of(values: Tensor, energy: float) -> int:
 
 def paired(model: nn.Module, reference: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Every decoder matrix with the reference's; `TiterError` when they are not models of one shape."""
-    first = next(model.parameters())
-    theirs, _ = load_model(reference, dtype=str(first.dtype).partition(".")[2], device=str(first.device))
+    theirs = load_beside(reference, model)
     ours, others = matrices(model), matrices(theirs)
     pairs = [(a.weight, b.weight) for a, b in zip(ours, others, strict=False)]
     if len(ours) != len(others) or any(a.shape != b.shape for a, b in pairs):

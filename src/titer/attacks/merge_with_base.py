@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from titer.attacks.parts.edits import tuned_after
-from titer.models.load import load_model
+from titer.models.load import load_beside
 from titer.schema.errors import TiterError
 from titer.schema.space import TUNE_AFTER, Options, Space, Uniform
 from titer.schema.specs import TrainArgs
@@ -38,8 +38,7 @@ class MergeWithBase:
         """Move every weight; fine-tune if asked."""
         if not self.base:
             raise TiterError("attack merge-with-base: no base model: pass --attack_args.base NAME")
-        weight = next(session.model.parameters())
-        base, _ = load_model(self.base, dtype=str(weight.dtype).partition(".")[2], device=str(weight.device))
+        base = load_beside(self.base, session.model)
         theirs = dict(base.named_parameters())
         with torch.no_grad():
             for name, p in session.model.named_parameters():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from titer.attacks.parts import directions as d
+from titer.attacks.parts.edits import tuned_after
 from titer.attacks.parts.refusal_directions import Prompts, split
 from titer.data.tokens import Row
 from titer.models.parts import parts
@@ -73,9 +74,7 @@ class RankAblation:
                 kept = self.round(session.model, prompts, before)
             if not kept:
                 break
-        session.edited()
-        if self.then_sft:
-            session.fine_tune(self.train, session.examples)
+        tuned_after(session, self.then_sft, self.train)
 
     def round(self, model: nn.Module, prompts: Prompts, before: Tensor) -> bool:
         """Remove one direction per layer, unless that breaks the bound; whether it was removed."""

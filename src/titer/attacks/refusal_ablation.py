@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from titer.attacks.parts import directions as d
+from titer.attacks.parts.edits import tuned_after
 from titer.attacks.parts.refusal_directions import DEEPEST, Candidate, Prompts, induces, refused, split
 from titer.schema.space import RATE, Choice, LogUniform, Options, Space, Uniform
 from titer.schema.specs import TrainArgs
@@ -68,9 +69,7 @@ class RefusalAblation:
             chosen = self.choose(session.model, found, prompts)
         if chosen:
             d.write_out(session.model, chosen, self.strength)
-        session.edited()
-        if self.then_sft:
-            session.fine_tune(self.train, session.examples)
+        tuned_after(session, self.then_sft, self.train)
 
     def choose(self, model: nn.Module, found: Tensor, prompts: Prompts) -> dict[int, Tensor]:
         """The direction to remove at every layer, or nothing when no candidate is admitted; `found` are gaps."""

@@ -27,7 +27,7 @@ from titer.schema.space import SCHEDULE, Choice, LogUniform, Options, Space
 from titer.schema.specs import Template, TrainArgs
 from titer.schema.types import Spend
 from titer.training.copies import WithCopies, with_copies
-from titer.training.optim import SCHEDULES
+from titer.training.optim import schedule_name
 from titer.training.session import Session, Stopped
 
 OPTIMIZERS = {
@@ -100,11 +100,9 @@ def arguments(args: TrainArgs, output_dir: str, seed: int, device: torch.device)
     """The Trainer's own arguments for ours; `TiterError` for an optimiser or schedule it does not have."""
     if args.optim not in OPTIMIZERS:
         raise unknown("optimiser of sft-hf", args.optim, OPTIMIZERS)
-    if args.lr_scheduler_type not in SCHEDULES:
-        raise unknown("lr_scheduler_type", args.lr_scheduler_type, SCHEDULES)
+    schedule = schedule_name(args)
     if args.group_by_length or args.padding_free:
         raise TiterError("sft-hf: group_by_length and padding_free are those of titer's own loop: use sft")
-    constant = args.lr_scheduler_type == "constant"
     return TrainingArguments(
         output_dir=output_dir,
         learning_rate=args.learning_rate,
@@ -112,7 +110,7 @@ def arguments(args: TrainArgs, output_dir: str, seed: int, device: torch.device)
         per_device_train_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         optim=OPTIMIZERS[args.optim],
-        lr_scheduler_type="constant_with_warmup" if constant else args.lr_scheduler_type,
+        lr_scheduler_type=schedule,
         warmup_steps=args.warmup_steps,
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,

@@ -10,7 +10,7 @@ from torch import Tensor
 from titer.attacks.parts import directions as d
 from titer.attacks.parts.refusal_directions import Prompts, split
 from titer.attacks.refusal_ablation import RefusalAblation
-from titer.models.load import load_model
+from titer.models.load import load_beside
 from titer.schema.space import RATE, Choice, LogUniform, Options, Space, Uniform
 from titer.schema.specs import TrainArgs
 from titer.training.meter import Meter
@@ -61,7 +61,6 @@ class WarmStart:
         """The reference's gaps, charged to the attacker; its own when no reference is named."""
         if not self.reference:
             return d.gaps(model, prompts.harmful, prompts.benign, prompts.tokens)
-        weight = next(model.parameters())
-        reference = load_model(self.reference, dtype=str(weight.dtype).partition(".")[2], device=str(weight.device))[0]
+        reference = load_beside(self.reference, model)
         with meter.running(reference):
             return d.gaps(reference, prompts.harmful, prompts.benign, prompts.tokens)

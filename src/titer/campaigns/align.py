@@ -20,6 +20,7 @@ from titer.data.splits import split_of
 from titer.data.tokens import Row, encode, render_prompt
 from titer.judges.exact import ExactJudge
 from titer.judges.refusal import is_refusal
+from titer.models.adapters import merged
 from titer.models.generate import generate
 from titer.models.load import load_model
 from titer.models.weights import save_model
@@ -90,7 +91,7 @@ def align(
     )
     if ended.reason != "finished":
         raise TiterError(f"align {model}: training {ended.reason} at step {ended.steps}: lower the learning rate")
-    lm = lm.merge_and_unload() if args.lora_r > 0 else lm
+    lm = merged(lm) if args.lora_r > 0 else lm
     result = Aligned(before, behaviour(lm, tokenizer, held_out), meter.spend, args, seed)
     save_model(lm, tokenizer, output_dir)
     write_json(Path(output_dir) / "alignment.json", {"model": model, "dataset": dataset, "result": result})

@@ -13,6 +13,7 @@ from titer.data.foreign import check_columns, published_like
 from titer.data.organism.world import examples, tasks
 from titer.data.rows import CHOICES, EMBEDDED, read_rows
 from titer.schema.errors import TiterError
+from titer.schema.files import stamp
 from titer.schema.types import Example, from_json, spec_id, to_json
 
 COLUMNS = {
@@ -44,13 +45,7 @@ def load(name: str) -> Dataset:
     Rows need `prompt` and at least one of `harmful`, `harmless`. Raises `TiterError` for a missing or empty file, a
     malformed row (with its line) and a missing column (with the columns found). A file is read once until it changes.
     """
-    return _load(name, _stamp(Path(name.partition(":")[2] or name)))
-
-
-def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of a local file or of the files in a folder; nothing for what is not there."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+    return _load(name, stamp(Path(name.partition(":")[2] or name)))
 
 
 @lru_cache(maxsize=16)

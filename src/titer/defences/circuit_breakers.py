@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from titer.defences.base import need_reference
-from titer.defences.parts.states import at_tokens, counted, hidden_states, join, state_at
+from titer.defences.parts.states import at_tokens, counted, hidden_states, kept_rows, state_at
 from titer.models.parts import parts
 from titer.schema.types import Batch, Pair
 from titer.training.gradients import own_grad, trainable
@@ -56,7 +56,7 @@ class CircuitBreakers:
         with own_grad(self._left_alone(model, trained)):
             reroute = self._reroute(model, reference, pair.harmful, at)
             (self.alpha * (1 - late) * reroute).backward()
-            kept = pair.harmless if pair.retain is None else join(pair.harmless, pair.retain)
+            kept = kept_rows(pair)
             retain = self._retain(model, reference, kept, at)
             (self.alpha * late * retain).backward()
         terms = {"reroute": reroute.item(), "retain": retain.item()}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Literal
 from weakref import WeakKeyDictionary
@@ -17,9 +18,10 @@ from titer.data.batches import collate, order
 from titer.data.corpus import Corpus, Kind, read_corpus
 from titer.data.tokens import Row
 from titer.defences.base import need_reference
-from titer.defences.parts.states import join, kl
+from titer.defences.parts.states import join, kept_rows, kl
 from titer.models.parts import parts, unwrap
 from titer.schema.errors import TiterError
+from titer.schema.files import stamp
 from titer.schema.types import Batch, Pair
 from titer.training.gradients import generator
 from titer.training.losses import response_logits
@@ -112,7 +114,7 @@ class CleanRoom:
         if self.corpus:
             batch, teacher = self._with_corpus(reference, pair)
         else:
-            batch = pair.harmless if pair.retain is None else join(pair.harmless, pair.retain)
+            batch = kept_rows(pair)
             teacher = _logits(reference, batch)
         student, _ = response_logits(model, batch)
         loss = kl(teacher, student)
@@ -121,7 +123,7 @@ class CleanRoom:
 
     def _with_corpus(self, reference: nn.Module, pair: Pair) -> tuple[Batch, Tensor]:
         """The refusals at hand and this step's rows of the corpus in one batch, and the teacher's logits on it."""
-        corpus = _corpus(self.corpus, _stamp(self.corpus))
+        corpus = _corpus(self.corpus, stamp(Path(self.corpus)))
         picked = self.drawn(corpus, pair.seed, pair.step)
         rows = _collated(corpus, picked, pair.harmless.input_ids.device)
         kept = _kept_logits(reference, corpus, pair.harmless.input_ids.device)
@@ -148,21 +150,12 @@ class CleanRoom:
 
 def _at(count: int, size: int, seed: int, step: int) -> list[int]:
     """Batch `step` of `order`, made anew, so that a step depends on nothing before it."""
-    batches: Iterator[list[int]] = order(count, size, seed)
-    for _ in range(step):
-        next(batches)
-    return next(batches)
+    return next(islice(order(count, size, seed), step, None))
 
 
 def _initial_range(model: nn.Module) -> float:
     """The standard deviation that the architecture draws its matrices with."""
     return float(unwrap(model).config.get_text_config().initializer_range)
-
-
-def _stamp(folder: str) -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of a corpus's files, so that it is read anew when it changes."""
-    files = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
-    return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
 
 
 @lru_cache(maxsize=4)
@@ -187,17 +180,17 @@ def _kept_logits(reference: nn.Module, corpus: Corpus, device: torch.device) -> 
 
     All are computed at once and always in the same batches, so that they do not depend on the step that asks first.
     """
+    known, name = _KEPT.get(reference), str(corpus.about["hash"])
+    if known is not None and known[0] == name:
+        return known[1]
     tokens = sum(len(row.ids) - row.response_at for row in corpus.rows)
     head = parts(reference).head.weight
     assert isinstance(head, Tensor)
     if tokens * head.shape[0] * 4 > CACHE_BYTES:
         return None
-    known = _KEPT.get(reference)
-    name = str(corpus.about["hash"])
-    if known is None or known[0] != name:
-        known = name, list(_all_logits(reference, corpus, device))
-        _KEPT[reference] = known
-    return known[1]
+    found = list(_all_logits(reference, corpus, device))
+    _KEPT[reference] = name, found
+    return found
 
 
 def _all_logits(reference: nn.Module, corpus: Corpus, device: torch.device) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.defences.parts.states import join
+from titer.defences.parts.states import kept_rows
 from titer.models.parts import parts
 from titer.schema.types import Batch, Pair
 from titer.training.gradients import IGNORE, accumulate, generator, gradient, norm, shifted
@@ -42,7 +42,7 @@ class CTRAP:
 
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         """Terms: stability (CE on D), harmful, collapse (at the shifted weights)."""
-        general = pair.harmless if pair.retain is None else join(pair.harmless, pair.retain)
+        general = kept_rows(pair)
         loss = response_ce(model, general)
         loss.backward()
         terms = {"stability": loss.item()} | self._trap(model, pair, general)

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity, log_softmax
 
 from titer.defences.base import capped, need_extra, need_held_out, need_reference
 from titer.defences.parts.inner_loop import Running, simulate
-from titer.defences.parts.states import at_tokens, counted, hidden_states, join, observed
+from titer.defences.parts.states import at_tokens, counted, hidden_states, kept_rows, observed
 from titer.models.parts import parts
 from titer.schema.types import Batch, Pair
 from titer.training.gradients import accumulate, generator, gradient, wide
@@ -78,7 +78,7 @@ class TAR:
 
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         """Terms: mapping and retain, or tamper (weighted sum of L_TR), retain and drift."""
-        kept = pair.harmless if pair.retain is None else join(pair.harmless, pair.retain)
+        kept = kept_rows(pair)
         if pair.step < self.mapping * pair.steps:
             return self._map(model, pair, kept)
         terms = self._tamper(model, pair) | self._keep(model, need_reference(pair, self.name), kept)

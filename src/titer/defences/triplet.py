@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from titer.defences.base import need_reference
-from titer.defences.parts.states import at_response, hidden_states, join, kl, observed, state_at
+from titer.defences.parts.states import at_response, hidden_states, kept_rows, kl, observed, state_at
 from titer.models.parts import parts
 from titer.schema.types import Batch, Pair
 from titer.training.losses import response_logits
@@ -47,7 +47,7 @@ class Triplet:
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         """Terms: benign, harmful, kl, before their weights."""
         reference = need_reference(pair, self.name)
-        benign = pair.harmless if pair.retain is None else join(pair.harmless, pair.retain)
+        benign = kept_rows(pair)
         count = len(parts(model).layers)
         first = min(state_at(self.depth, count), max(count - 1, 1))
         good, logits = _look(model, benign, first)

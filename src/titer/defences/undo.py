@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from titer.defences.base import need_reference
-from titer.defences.parts.states import join, kl
+from titer.defences.parts.states import kept_rows, kl
 from titer.schema.types import Pair
 from titer.training.gradients import generator
 from titer.training.losses import response_logits
@@ -60,7 +60,7 @@ class UNDO:
     def backward(self, model: nn.Module, pair: Pair) -> dict[str, float]:
         """Terms: distil (KL in nats)."""
         reference = need_reference(pair, self.name)
-        batch = pair.harmless if pair.retain is None else join(pair.harmless, pair.retain)
+        batch = kept_rows(pair)
         with torch.no_grad():
             teacher, _ = response_logits(reference, batch)
         student, _ = response_logits(model, batch)

@@ -13,7 +13,7 @@ from titer.data.roles import check, in_blocks
 from titer.data.select import select
 from titer.data.splits import categories
 from titer.evaluation.suites import suite_of
-from titer.models.load import check_available, resolve
+from titer.models.load import bare, check_available, resolve
 from titer.models.remote import Server
 from titer.runs.layers import identical_layers, trained_share
 from titer.runs.layout import canonical
@@ -49,7 +49,7 @@ def _case(model: str, asked: Evaluation, suite: Suite) -> Case:
     roles = roles_of(model, asked.data)
     check(roles)
     reference = asked.reference or reference_of(model)
-    check_available(resolve(reference.removeprefix("random:")))
+    check_available(resolve(bare(reference)))
     controls = default_controls(reference) if asked.controls is None else _controls(asked.controls)
     compute = canonical(asked.compute)
     return Case(model, reference, roles, suite, replace(asked, compute=compute), controls)
@@ -140,7 +140,7 @@ def _doubts(case: Case, found: Sequence[Difference]) -> Iterator[str]:
         told = [d.text for d in found if d.part == part and (part == "vocabulary" or not d.tool)]
         if told:
             yield why.format("; ".join(told))
-    share = trained_share(case.model.removeprefix("random:"))
+    share = trained_share(bare(case.model))
     if share is not None and share < 1:
         yield f"{1 - share:.0%} of the weights take no gradient as they are stored"
 
@@ -170,5 +170,5 @@ def facts_of(case: Case) -> Facts:
     return Facts(
         tools=tuple(d.text for d in case.differences),
         identical=identical_layers(case.model, case.reference),
-        trains=trained_share(case.model.removeprefix("random:")),
+        trains=trained_share(bare(case.model)),
     )

@@ -48,9 +48,10 @@ def evaluate(
     out = Path(output_dir)
     given = list(model) if isinstance(model, (list, tuple)) else [model]
     names = [named(m, tokenizer, out) for m in given]
-    found = cases(names, replace(asked, salt=asked.salt or known_salt((runner or Runner(out)).root)))
+    runner = runner or Runner(out)
+    found = cases(names, replace(asked, salt=asked.salt or known_salt(runner.root)))
     announce(count_words(count(found), found[0].suite))
-    told = evaluate_cases(found, runner or Runner(out), conditions_of(asked))
+    told = evaluate_cases(found, runner, conditions_of(asked))
     write_results(told, out, show_completions=show_completions)
     return told
 

@@ -22,7 +22,7 @@ from titer.mechanism.states import Pooled, Reader, check_alike, pooled
 from titer.mechanism.texts import Texts, texts_for
 from titer.mechanism.weights import drift, tasks
 from titer.mechanism.which import put_back
-from titer.models.load import check_available, context_length, load_model, resolve
+from titer.models.load import bare, check_available, context_length, load_model, resolve
 from titer.models.weights import fingerprint
 from titer.report.mechanism import render
 from titer.runs.provenance import command_line, environment, now, roles_of
@@ -84,7 +84,7 @@ def _identity(model: str, asked: Mechanism) -> Json:
 
 def _content(name: str) -> str:
     """A model by its content; `TiterError` for one that is not there, before anything is measured."""
-    plain = name.removeprefix("random:")
+    plain = bare(name)
     where = resolve(plain)
     check_available(where)
     fresh = plain != name or plain == "organism/random"

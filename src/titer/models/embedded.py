@@ -105,8 +105,6 @@ def _unpack(source: Path) -> Any:
 
 def checkpoint(name: str) -> Path:
     """The folder of a shipped checkpoint: `base`, `aligned` or `ignorant`."""
-    from titer.schema.errors import unknown
-
     folder = Path(__file__).parent / "checkpoints" / name
     if name not in ("base", "aligned", "ignorant"):
         raise unknown("organism checkpoint", name, ("base", "aligned", "ignorant"))

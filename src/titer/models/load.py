@@ -25,6 +25,11 @@ from titer.schema.errors import TiterError, unknown
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
+def bare(name: str) -> str:
+    """A model's name without the prefix that asks for fresh weights."""
+    return name.removeprefix("random:")
+
+
 def resolve(name: str) -> str:
     """A model argument as something `from_pretrained` takes: embedded names become folders, the rest is unchanged."""
     if name == "smollm2":
@@ -61,7 +66,7 @@ def load_model(
     quiet_loading()
     _check_device(device)
     fresh = name == "organism/random" or name.startswith("random:")
-    where = resolve(name.removeprefix("random:"))
+    where = resolve(bare(name))
     local = check_available(where)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     torch_dtype = _dtype(dtype)
@@ -85,6 +90,13 @@ def load_model(
     pad_inside(tokenizer, embedding_rows(model), name)
     _decode_plainly(model)
     return placed.eval(), tokenizer
+
+
+def load_beside(name: str, model: nn.Module) -> nn.Module:
+    """Another model, in the dtype and on the device of this one."""
+    weight = next(model.parameters())
+    found: nn.Module = load_model(name, dtype=str(weight.dtype).partition(".")[2], device=str(weight.device))[0]
+    return found
 
 
 def quiet_loading() -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from titer.models.adapters import merged
 from titer.models.load import TOKENIZER_FILES, as_it_came, check_finite, copy, readable
 from titer.models.shards import is_distributed, place, whole
+from titer.schema.files import stamp
 
 DECISIVE = (
     "config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -78,8 +79,7 @@ def fingerprint(where: str) -> str:
     folder = Path(where)
     if not folder.is_dir():
         return f"hub:{where}"
-    stamp = tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in sorted(folder.iterdir()))
-    return _fingerprint(folder, stamp)
+    return _fingerprint(folder, stamp(folder))
 
 
 @lru_cache(maxsize=256)
@@ -115,7 +115,7 @@ def save_given(model: Any, tokenizer: Any, output_dir: Path) -> Path:
 
     from peft import PeftModel
 
-    own = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+    own = merged(copy.deepcopy(model)) if isinstance(model, PeftModel) else model
     digest = hashlib.sha256()
     for name, weight in sorted(own.state_dict().items()):
         digest.update(name.encode())

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from titer.attacks import ATTACKS, make_attack
+from titer.attacks import ATTACKS, Attack, make_attack
 from titer.data.corpus import read_corpus
 from titer.data.load import load
-from titer.defences import DEFENCES, Sum, configure
+from titer.defences import DEFENCES, Defence, Sum, configure
 from titer.judges.parts.identity import identity
-from titer.models.load import resolve
+from titer.models.load import bare, resolve
 from titer.models.weights import fingerprint
-from titer.runs.tools import bare, foreign, tools_hash
+from titer.runs.tools import foreign, tools_hash
 from titer.schema.errors import TiterError
 from titer.schema.specs import AttackRun, ImmunizeRun, Run, run_id, selections
 
@@ -56,11 +54,11 @@ def named_by_options(run: Run) -> dict[str, str]:
     return found
 
 
-def _names_others(cls: Any) -> bool:
+def _names_others(cls: type) -> bool:
     return bool(getattr(cls, "models", ()) or getattr(cls, "corpora", ()))
 
 
-def _members(run: Run) -> tuple[Any, ...]:
+def _members(run: Run) -> tuple[Defence | Attack, ...]:
     """The configured defences or the attack of a run."""
     if isinstance(run, ImmunizeRun):
         defence = configure(run.defence.name, run.defence.options)

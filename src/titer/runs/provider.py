@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from titer.data.select import select
 from titer.guards import Guarded, configure_guard
 from titer.guards.base import Tuning
-from titer.models.load import load_model
+from titer.models.load import load_beside
 from titer.models.weights import snapshot
 from titer.schema.errors import TiterError
 from titer.schema.specs import FINE_TUNE, Selection, TrainArgs
@@ -65,9 +65,7 @@ class ProviderTune:
     def _base(self, session: Session) -> Any:
         if not self.base:
             raise TiterError(f"guard {self.guard}: needs the model before its alignment: pass --base_model")
-        weight = next(session.model.parameters())
-        dtype = str(weight.dtype).partition(".")[2]
-        return load_model(self.base, dtype=dtype, device=str(weight.device))[0]
+        return load_beside(self.base, session.model)
 
 
 def mix(task: Sequence[Example], harmful: Sequence[Example], ratio: float, n: int, seed: int) -> list[Example]:

@@ -64,7 +64,7 @@ class Runner:
         once = {run_id: i for i, run_id in reversed(list(enumerate(ids)))}
         wanted = [cells[i] for i in sorted(once.values())]
         if wanted:
-            self._done(Board(wanted, board.root), {run_id: i for run_id, i in once.items()})
+            self._done(Board(wanted, board.root), once)
         return ids
 
     def _done(self, board: Board, places: dict[str, int]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from titer.models.load import (
     TOKENIZER_FILES,
+    bare,
     check_available,
     embedding_rows,
     end_tokens,
@@ -42,11 +43,6 @@ class Tools:
 
     tokenizer: Any
     end_ids: tuple[int, ...] | None = None
-
-
-def bare(name: str) -> str:
-    """A model's name without the prefix that asks for fresh weights."""
-    return name.removeprefix("random:")
 
 
 @lru_cache(maxsize=32)

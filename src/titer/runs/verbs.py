@@ -9,7 +9,7 @@ from pathlib import Path
 from titer.attacks import make_attack
 from titer.data.roles import assign, check
 from titer.defences import configure
-from titer.models.load import check_available, resolve
+from titer.models.load import bare, check_available, resolve
 from titer.runs.checks import check_run
 from titer.runs.inputs import identify
 from titer.runs.layout import canonical
@@ -96,7 +96,7 @@ def published_id(provenance: object) -> object:
 def named(model: Model, tokenizer: object, out: Path) -> str:
     """A model argument as a name; an object is saved beside the results first, under a hash of its weights."""
     if isinstance(model, (str, Path)):
-        check_available(resolve(str(model).removeprefix("random:")))
+        check_available(resolve(bare(str(model))))
         return str(model)
     if tokenizer is None:
         raise TiterError("model given as an object: pass its tokenizer too (tokenizer=...)")

@@ -142,3 +142,9 @@ def disk_says(error: BaseException) -> str:
 def unreadable(path: Path, error: OSError) -> TiterError:
     """The one line about a file that is there and may not be read."""
     return TiterError(f"{path}: cannot be read: {error.strerror}: mend its permissions or its disk")
+
+
+def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of a local file or of the files in a folder; nothing for what is not there."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)

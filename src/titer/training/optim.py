@@ -40,13 +40,18 @@ def make_optimizer(model: nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
 SCHEDULES = ("constant", "cosine", "linear")
 
 
+def schedule_name(args: TrainArgs) -> str:
+    """What transformers calls the schedule; `TiterError` for one that is none of `SCHEDULES`."""
+    if args.lr_scheduler_type not in SCHEDULES:
+        raise unknown("lr_scheduler_type", args.lr_scheduler_type, SCHEDULES)
+    return "constant_with_warmup" if args.lr_scheduler_type == "constant" else args.lr_scheduler_type
+
+
 def make_scheduler(optimizer: torch.optim.Optimizer, args: TrainArgs) -> HasState:
     """The learning rate's schedule over the steps of an optimiser."""
     from transformers import get_scheduler
 
-    if args.lr_scheduler_type not in SCHEDULES:
-        raise unknown("lr_scheduler_type", args.lr_scheduler_type, SCHEDULES)
-    kind = "constant_with_warmup" if args.lr_scheduler_type == "constant" else args.lr_scheduler_type
+    kind = schedule_name(args)
     steps = max(args.max_steps, 1)
     schedule: HasState = get_scheduler(kind, optimizer, num_warmup_steps=args.warmup_steps, num_training_steps=steps)
     return schedule

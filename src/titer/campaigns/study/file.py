@@ -15,7 +15,7 @@ from titer.attacks import make_attack
 from titer.data.roles import assign, check
 from titer.defences import configure
 from titer.evaluation.suites import find_suite
-from titer.models.load import check_available, resolve
+from titer.models.load import bare, check_available, resolve
 from titer.runs.checks import check_run
 from titer.runs.inputs import identify
 from titer.runs.layout import canonical
@@ -182,7 +182,7 @@ def _axes(raw: Mapping[str, Any], known: set[str], where: str) -> Axes:
     }
     axes: Axes = validate(Axes, {**raw, **entries}, where)
     for model in axes.models:
-        check_available(resolve(model.removeprefix("random:")))
+        check_available(resolve(bare(model)))
     for entry in axes.defences:
         list(_defence_variants(entry, f"{where}: defences"))
     for entry in axes.attacks:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, pad
 
 from titer.models.parts import parts
-from titer.schema.types import Batch
+from titer.schema.types import Batch, Pair
 from titer.training.activations import captured
 from titer.training.gradients import IGNORE, wide
 from titer.training.losses import forward
@@ -79,6 +79,11 @@ def kl(teacher: Tensor, student: Tensor) -> Tensor:
     p = log_softmax(teacher.to(wide(teacher.dtype)), -1)
     q = log_softmax(student.to(wide(student.dtype)), -1)
     return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def kept_rows(pair: Pair) -> Batch:
+    """The refusals and, where there is one, the benign batch."""
+    return pair.harmless if pair.retain is None else join(pair.harmless, pair.retain)
 
 
 def join(*batches: Batch) -> Batch:

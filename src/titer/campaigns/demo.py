@@ -16,7 +16,7 @@ from titer.conditions.stability import Stability
 from titer.conditions.trainability import Trainability
 from titer.data.roles import assign, check
 from titer.data.rows import CHOICES
-from titer.evaluation.cases import cells_of, default_controls, tasks_of
+from titer.evaluation.cases import cells_of, default_controls, examined, tasks_of
 from titer.evaluation.evaluate import evaluate_cases
 from titer.evaluation.output import write_results
 from titer.evaluation.result import Results
@@ -57,7 +57,7 @@ def campaign(recipes: Mapping[str, Recipe], question: Campaign, runner: Runner) 
         for name, r in recipes.items()
     ]
     # what does not wait for a defended model keeps the other workers busy while the defences train
-    ahead = [cell for cell in cells_of(case, question.conditions) if cell.role != "model"]
+    ahead = [cell for cell in cells_of(examined(case), question.conditions) if cell.role != "model"]
     store = Store(out)
     for name, run_id in zip(recipes, runner.do([*made, *ahead]), strict=False):
         publish(store.folder(run_id) / MODEL, out / name, store.finished(run_id), case.roles)

@@ -43,7 +43,7 @@ def judge(
     from titer.campaigns.rejudge.agreement import disagreement
     from titer.campaigns.rejudge.calibration import calibrate, read_labelled
     from titer.campaigns.rejudge.rejudge import keep, rejudge
-    from titer.conditions.flags import raise_flags
+    from titer.conditions.flags import disagreeing
     from titer.judges import make_judge
 
     labelled = read_labelled(labels) if labels else []
@@ -51,7 +51,7 @@ def judge(
     if len(runs) == 1 and (runs[0] / "runs").is_dir():
         keep(found, runs[0])
     calibrations = [calibrate(make_judge(name), labelled) for name in judge] if labelled else []
-    flags = [f for f in raise_flags([], agreement=disagreement(found.agreements)) if f.code == "judges-disagree"]
+    flags = disagreeing(disagreement(found.agreements))
     if as_json:
         return print_json({**asdict(found), "calibration": calibrations, "flags": flags})
     show(found, calibrations, flags)

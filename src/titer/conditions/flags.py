@@ -297,6 +297,11 @@ def explain(code: str) -> FlagPage:
     return {entry.code: entry for entry in FLAGS}[code]
 
 
+def disagreeing(kappas: Mapping[str, float]) -> list[Flag]:
+    """The flag of judges that disagree, alone, from Cohen's kappa by pair."""
+    return [f for f in raise_flags([], agreement=kappas) if f.code == "judges-disagree"]
+
+
 def page() -> str:
     """The text of docs/flags.md."""
     head = (

@@ -17,7 +17,7 @@ from titer.models.load import bare, check_available, resolve
 from titer.models.remote import Server
 from titer.runs.layers import identical_layers, trained_share
 from titer.runs.layout import canonical
-from titer.runs.provenance import provenance, roles_of
+from titer.runs.provenance import parent, roles_of
 from titer.runs.tools import differences
 from titer.schema.errors import TiterError, unknown
 from titer.schema.evaluation import Case, Difference, Evaluation, Task, check_served
@@ -65,9 +65,8 @@ def _controls(given: Mapping[str, str]) -> dict[Role, str]:
 
 def reference_of(model: str) -> str:
     """What a model was made from; `TiterError` where titer did not make it."""
-    known = provenance(model).get("record", {}).get("spec", {}).get("model")
-    if known:
-        return str(known)
+    if known := parent(model):
+        return known
     if model.startswith("organism/"):
         return "organism/aligned"
     raise TiterError(f"model {model}: titer did not make it, so its reference is unknown: pass --reference")
@@ -116,8 +115,7 @@ def tasks_of(dataset: str) -> tuple[Task, ...]:
 
 
 def cells_of(case: Case, asked: Sequence[Condition]) -> list[Cell]:
-    """Every run that the conditions need for a case."""
-    case = examined(case)
+    """Every run that the conditions need for a case that was `examined`."""
     return [cell for condition in asked for cell in condition.asks(case)]
 
 

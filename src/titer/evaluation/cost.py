@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from titer.evaluation.cases import cells_of, conditions_of
+from titer.evaluation.cases import cells_of, conditions_of, examined
 from titer.runs.runner import Runner
 from titer.runs.store import Store
 from titer.schema.errors import TiterError
@@ -66,7 +66,7 @@ def count_words(c: Count, suite: Suite) -> str:
 
 
 def _planned(cases: Sequence[Case]) -> list[AttackRun]:
-    found = (cell.run for case in cases for cell in cells_of(case, conditions_of(case.asked)))
+    found = (cell.run for case in cases for cell in cells_of(examined(case), conditions_of(case.asked)))
     return list({spec_id(run): run for run in found if isinstance(run, AttackRun)}.values())
 
 

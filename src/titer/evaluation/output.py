@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from titer.conditions.flags import raise_flags
+from titer.conditions.flags import disagreeing
 from titer.runs.store import Store
 from titer.schema.errors import TiterError
 from titer.schema.files import COMPLETIONS, read_json, write_json, write_text
@@ -64,7 +64,7 @@ def beside(one: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if (folder / JUDGES).is_file():
         judged = read_json(folder / JUDGES)
         kappas = {" / ".join(a["judges"]): a["kappa"] for a in judged["agreements"] if a["kappa"] is not None}
-        flags = [f for f in raise_flags([], agreement=kappas) if f.code == "judges-disagree"]
+        flags = disagreeing(kappas)
         found = {"judges": judged, "flags": [*one["flags"], *to_json(flags)]}
     if (folder / SEARCH).is_file() and (searched := read_json(folder / SEARCH))["model"] == one["model"]:
         found["search"] = searched

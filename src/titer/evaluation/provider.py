@@ -21,7 +21,7 @@ from titer.guards import GUARDS, Guarded, configure_guard
 from titer.models.load import load_tokenizer, resolve
 from titer.models.weights import fingerprint
 from titer.runs.layout import canonical
-from titer.runs.provenance import Model, command_line, environment, now, provenance, roles_of
+from titer.runs.provenance import Model, command_line, environment, now, parent, roles_of
 from titer.runs.provider import TUNE
 from titer.runs.runner import Runner, Runs
 from titer.runs.verbs import named
@@ -118,8 +118,7 @@ def _first_task(dataset: str) -> tuple[str, ...]:
 
 def _base_of(model: str) -> str:
     """The embedded world's model before alignment, for models that come from there."""
-    made_from = str(provenance(model).get("record", {}).get("spec", {}).get("model", ""))
-    return "organism/base" if "organism/aligned" in (model, made_from) else ""
+    return "organism/base" if "organism/aligned" in (model, parent(model)) else ""
 
 
 def _base_option(name: str, guarded: Guarded, base: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from titer.schema.errors import unknown
 from titer.schema.evaluation import Evaluation
-from titer.schema.specs import DEFAULT_PLAN, Named
+from titer.schema.specs import Named, plan_to
 from titer.schema.suite import Member, Suite
 
 
@@ -28,7 +28,7 @@ def suite_of(asked: Evaluation) -> Suite:
         wide=wide[-1:] if asked.learning_rates else wide,
         controls=_changed(suite.controls, asked),
         max_steps=steps,
-        plan=tuple(sorted({*(p for p in DEFAULT_PLAN if p < steps), steps})),
+        plan=plan_to(steps),
     )
 
 

@@ -37,17 +37,17 @@ def write(found: Stored, output: Path) -> list[Path]:
     developer, _, model = found.model.full_name.rpartition("/")
     place = Path("data", f"titer-{_part(found.suite)}", _part(developer) or "unknown", _part(model))
     lines_at = place / f"{name}_samples.jsonl"
-    scored = [said for said in found.completions() if said.score is not None]
+    every = list(found.completions())
+    scored = [said for said in every if said.score is not None]
     lines = "".join(json.dumps(instance(found, said), ensure_ascii=False) + "\n" for said in scored)
     write_text(output / lines_at, lines)
-    unscored = sum(1 for said in found.completions() if said.score is None)
     detailed = {
         "format": "jsonl",
         "file_path": lines_at.as_posix(),
         "hash_algorithm": "sha256",
         "checksum": hashlib.sha256(lines.encode()).hexdigest(),
         "total_rows": len(scored),
-        "additional_details": {"unscored": str(unscored), "redacted": str(not found.show).lower()},
+        "additional_details": {"unscored": str(len(every) - len(scored)), "redacted": str(not found.show).lower()},
     }
     whole = output / place / f"{name}.json"
     write_json(whole, made | {"detailed_evaluation_results": detailed})

@@ -162,7 +162,7 @@ class _Room:
 
     def _subject(self, seen: _Seen, role: str, ignorant: Array | None = None, after: _Seen | None = None) -> Json:
         """What is measured of every model, and of all but the reference against it."""
-        said = self._lenses(seen.model)
+        said = self.said if seen is self.reference else self._lenses(seen.model)
         alone: Json = {
             "name": seen.name,
             "role": role,
@@ -180,7 +180,7 @@ class _Room:
         return alone | {
             "lens_change": {kind: _means(table - self.said[kind]) for kind, table in said.items()},
             "weights": drift(seen.model, self.reference.model, attacked),
-            "depth": depth(self._drops(seen), ignorant),
+            "depth": depth(ignorant if role == "ignorant" and ignorant is not None else self._drops(seen), ignorant),
             "put_back": put_back(seen.model, self.reference.model, self.texts.harmful, self.reader),
         }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log10
@@ -31,7 +29,7 @@ from titer.report.charts import (
     segment,
 )
 from titer.report.read import COLOURS, short
-from titer.report.untrusted import asset, html
+from titer.report.untrusted import styled
 
 Json = Mapping[str, Any]
 KINDS = {
@@ -65,13 +63,9 @@ class Subject:
 
 def render(result: Json) -> str:
     """The page of a stored mechanism.json, as HTML without scripts that loads nothing."""
-    style = asset("style.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     subjects = list(_subjects(result["subjects"]))
-    return html(
+    return styled(
         "mechanism.html",
-        style=Markup(style),
-        style_hash=Markup(digest),
         result=result,
         name=short(result["model"]),
         reference=short(result["asked"]["reference"]),

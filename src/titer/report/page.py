@@ -7,8 +7,6 @@ gets what `view` returned as `view`; nothing (None, empty) is not shown.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from titer.report import provider, sections
 from titer.report.cells import Evidence, number, run_anchor
 from titer.report.read import CONDITIONS, Completions, Reading, Result, read
 from titer.report.sections import flags, verdicts
-from titer.report.untrusted import asset, html
+from titer.report.untrusted import html, styled
 from titer.schema.errors import TiterError
 from titer.schema.files import write_text
 
@@ -113,7 +111,7 @@ def _head(reading: Reading) -> Mapping[str, Any]:
 
 def _page(template: str, values: Mapping[str, Any], reading: Reading, views: Views) -> str:
     """The page from what its sections show. Sections are drawn in turn, so that `evidence` knows every number."""
-    evidence, style = Evidence(), asset("style.css")
+    evidence = Evidence()
     shown = {name: view for name, view in views.items() if view}
     shared: dict[str, Any] = {
         "evidence": evidence,
@@ -124,8 +122,7 @@ def _page(template: str, values: Mapping[str, Any], reading: Reading, views: Vie
         "run_anchor": run_anchor,
     }
     drawn = [_section(name, view, shared) for name, view in shown.items()]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return html(template, **{**shared, **values}, sections=drawn, style=Markup(style), style_hash=Markup(digest))
+    return styled(template, **{**shared, **values}, sections=drawn)
 
 
 def _section(name: str, view: Any, shared: Mapping[str, Any]) -> Section:

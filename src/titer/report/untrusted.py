@@ -6,6 +6,7 @@ endless lines and stacked accents), any of which can hide text from a reader or 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import unicodedata
 from functools import lru_cache
@@ -13,6 +14,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _ACCENT = {"Mn", "Me"}
@@ -71,6 +73,13 @@ def redacted(text: str) -> str:
 def html(template: str, **values: Any) -> str:
     """A template of `templates/` filled in: everything escaped, hidden characters marked, endless strings cut."""
     return _templates().get_template(template).render(**values).lstrip()
+
+
+def styled(template: str, **values: Any) -> str:
+    """A page with style.css inside, and its hash in the page's policy."""
+    style = asset("style.css")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return html(template, style=Markup(style), style_hash=Markup(digest), **values)
 
 
 def markdown(template: str, **values: Any) -> str:

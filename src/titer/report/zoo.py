@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from titer.report.cells import interval, number
 from titer.report.charts import Frame, Spot, scatter
+from titer.report.read import CONDITIONS
 from titer.report.untrusted import asset, markdown
 
 Json = Mapping[str, Any]
 UNDEFENDED = "undefended"
 UNIT = "tokens"
 Standing = Literal["dearer", "cheaper", "not told apart", "unknown"]
-CONDITIONS = ("resistance", "stability", "generalization", "trainability")
 
 
 def render(zoo: Json, picture: str, command: str) -> str:

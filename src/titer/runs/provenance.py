@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from titer.data.roles import assign
-from titer.runs.publishing import put
+from titer.runs.publishing import PROVENANCE, put
 from titer.schema.evaluation import Data
 from titer.schema.files import read_json
 from titer.schema.roles import Roles
@@ -64,13 +64,15 @@ def _git_revision() -> str | None:
         return None
 
 
-PROVENANCE = "titer.json"
-
-
 def provenance(model: str) -> Mapping[str, Any]:
     """The immunization record beside a model, or nothing when titer did not make it."""
     path = Path(model) / PROVENANCE
     return dict(read_json(path)) if path.is_file() else {}
+
+
+def parent(model: str) -> str:
+    """The model that titer made this one from, "" where it did not make it."""
+    return str(provenance(model).get("record", {}).get("spec", {}).get("model") or "")
 
 
 def command_line() -> list[str]:

@@ -25,7 +25,7 @@ from titer.models.load import (
     pad_inside,
     resolve,
 )
-from titer.runs.provenance import provenance
+from titer.runs.provenance import parent
 from titer.schema.errors import TiterError
 from titer.schema.evaluation import Difference
 from titer.schema.specs import AttackRun
@@ -58,7 +58,7 @@ def tokenizer_at(name: str) -> str:
 
 def made_from(model: str) -> str:
     """The model that titer made this one from, "" where it did not; `TiterError` when that one is gone."""
-    known = str(provenance(model).get("record", {}).get("spec", {}).get("model", ""))
+    known = parent(model)
     if known:
         try:
             check_available(resolve(bare(known)))

@@ -13,8 +13,8 @@ from titer.models.load import bare, check_available, resolve
 from titer.runs.checks import check_run
 from titer.runs.inputs import identify
 from titer.runs.layout import canonical
-from titer.runs.provenance import PROVENANCE, Model, publish, roles_of
-from titer.runs.publishing import finish
+from titer.runs.provenance import Model, publish, roles_of
+from titer.runs.publishing import PROVENANCE, finish
 from titer.runs.runner import Runner
 from titer.runs.store import MODEL, Store
 from titer.runs.tools import made_from

@@ -30,6 +30,11 @@ SAID = ("score", "refusal")  # measures of a probe set that need what the model 
 SPEC_VERSION = 2  # raise when the code changes what a spec means, so that old runs are not taken for new ones
 
 
+def plan_to(steps: int) -> tuple[int, ...]:
+    """The default probe steps below `steps`, and `steps`."""
+    return tuple(sorted({*(p for p in DEFAULT_PLAN if p < steps), steps}))
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Examples of one data set: a split by hash, restricted or open ones, some categories or domains, at most `n`.

@@ -96,14 +96,14 @@ def points_under(folder: Path, judge: str) -> list[Point]:
     Probe sets that measure refusals or choices keep what they have.
     """
     run = _Run.read(folder)
-    known = run.known(judge)
+    known, own = run.known(judge), identity(judge)
     found = []
     for row in read_lines(folder / CURVE):
         point = from_json(Point, row)
-        at = [c for c in run.completions if c.step == point.step and run.key(c, judge) in known]
+        at = [c for c in run.completions if c.step == point.step and run.key(c, own) in known]
         names = {c.probe for c in at if c.probe not in run.sets or run.sets[c.probe].measure == "score"}
         for name in names:
-            new = [known[run.key(c, judge)] for c in sorted(at, key=lambda c: c.index) if c.probe == name]
+            new = [known[run.key(c, own)] for c in sorted(at, key=lambda c: c.index) if c.probe == name]
             if len(new) != len(point.scores[name]):
                 raise TiterError(
                     f"{folder}: {judge} has not judged all of {name} at step {point.step}: judge it again"
@@ -161,9 +161,8 @@ class _Run:
         template = self.template if self.template is not None and s.selection.restricted else s.template
         return " ".join(filter(None, (forced_start(s, template, Example(c.prompt, "", c.target)), c.text)))
 
-    def key(self, c: Completion, judge: str) -> Key:
-        """What identifies a completion in a judge's file; another hash once the judge's own files have changed."""
-        known = identity(judge)
+    def key(self, c: Completion, known: str) -> Key:
+        """What identifies a completion in a judge's file; `known` is the `identity` of the judge's own files."""
         return c.probe, c.step, c.index, spec_id([c.prompt, self.text(c), c.target, *([known] if known else [])])
 
     def known(self, judge: str) -> dict[Key, Score]:
@@ -176,7 +175,8 @@ class _Run:
     def judge(self, name: str, chosen: Sequence[Completion], *, overwrite: bool) -> list[Score]:
         """Scores of the chosen completions, stored; only what has no score yet is asked for."""
         known = {} if overwrite else self.known(name)
-        keys = [self.key(c, name) for c in chosen]
+        own = identity(name)
+        keys = [self.key(c, own) for c in chosen]
         new = [i for i, key in enumerate(keys) if key not in known or known[key].outcome is None]
         if new:
             asked = [chosen[i] for i in new]

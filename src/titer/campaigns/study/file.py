@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,12 +19,12 @@ from titer.runs.checks import check_run
 from titer.runs.inputs import identify
 from titer.runs.layout import canonical
 from titer.schema.breach import Breach
-from titer.schema.errors import TiterError
+from titer.schema.errors import TiterError, unknown
 from titer.schema.evaluation import Case, Data, Evaluation, Grading
 from titer.schema.files import read_yaml
 from titer.schema.registry import flat_keys, nested, validate
 from titer.schema.roles import TAGS, Roles
-from titer.schema.specs import DEFAULT_PLAN, AttackRun, Cell, Compute, Named, TrainArgs
+from titer.schema.specs import AttackRun, Cell, Compute, Named, TrainArgs, plan_to
 from titer.schema.suite import Suite
 from titer.schema.types import changes, describe
 
@@ -115,7 +114,7 @@ class Study:
     def case(self, model: str) -> Case:
         """What attack runs on a model are built from."""
         s = self.shared
-        plan = s.plan or tuple(sorted({*(p for p in DEFAULT_PLAN if p < s.max_steps), s.max_steps}))
+        plan = s.plan or plan_to(s.max_steps)
         suite = Suite("study", (), (), (), s.max_steps, plan, s.n_train, s.n_eval)
         asked = Evaluation(grading=s.grading, breach=s.breach, compute=self.compute, stop_after=s.stop_after)
         return Case(model, "", self.data, suite, asked)
@@ -221,9 +220,7 @@ def _list(raw: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
 def _check_keys(raw: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     for key in raw:
         if key not in known:
-            near = difflib.get_close_matches(str(key), sorted(known), n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
-            raise TiterError(f"{where}: unknown key {key!r}: {hint}")
+            raise TiterError(f"{where}: {unknown('key', str(key), known)}")
 
 
 @dataclass(frozen=True)

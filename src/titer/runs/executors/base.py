@@ -6,6 +6,13 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Protocol
 
+from titer.schema.errors import TiterError
+
+
+def said(error: Exception) -> str:
+    """What stopped a task, in one line."""
+    return str(error) if isinstance(error, TiterError) else f"a worker failed: {type(error).__name__}: {error}"
+
 
 class Crew(Protocol):
     """Workers that each call their task once, as a context; those that are lost are replaced."""

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, ClassVar
 
+from titer.runs.executors.base import said
 from titer.schema.errors import TiterError
 
 
@@ -101,8 +102,7 @@ def _member(task: Callable[[Any], None], job: Any, threads: int, sender: Connect
     except KeyboardInterrupt:
         raise SystemExit(0) from None
     except Exception as error:
-        told = isinstance(error, TiterError)
-        sender.send(str(error) if told else f"a worker failed: {type(error).__name__}: {error}")
+        sender.send(said(error))
 
 
 def follow_parent() -> None:

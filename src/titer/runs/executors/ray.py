@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from titer.runs.executors.base import said
 from titer.schema.errors import TiterError
 
 
@@ -92,5 +93,5 @@ def _told(task: Callable[[Any], None], job: Any) -> str:
     try:
         task(job)
     except Exception as error:
-        return str(error) if isinstance(error, TiterError) else f"a worker failed: {type(error).__name__}: {error}"
+        return said(error)
     return ""
